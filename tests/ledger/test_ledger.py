@@ -1,0 +1,286 @@
+"""The ledger against a real Redis, alone and in cluster mode."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+from redis.asyncio import Redis
+
+from tests.conftest import until
+from worker.ledger import (
+    Attempt,
+    JobState,
+    Ledger,
+    Move,
+    NewJob,
+    NewRun,
+    RunNotFoundError,
+    RunState,
+    Source,
+    keys,
+    new_run_id,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+PROJECT = "0123456789abcdef0123456789abcdef"
+ENDPOINT = "https://modelarts.example.com"
+CALL = Attempt(at_ms=1_700_000_000_000, duration_ms=12, status=200, code="", request_id="r1")
+
+
+@pytest.fixture(params=["redis_url", "cluster_url"])
+async def redis(request: pytest.FixtureRequest) -> AsyncIterator[Redis]:
+    client = Redis.from_url(request.getfixturevalue(request.param), decode_responses=True)
+    await client.flushdb()
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+def ledger(redis: Redis) -> Ledger:
+    return Ledger(redis, retention_days=2)
+
+
+def jobs(count: int) -> list[NewJob]:
+    return [NewJob(PROJECT, f"pool-{i}", f"Pool {i} ü", chosen="asked for") for i in range(count)]
+
+
+async def running(ledger: Ledger, count: int, *, verify: bool = True) -> str:
+    run_id = new_run_id(datetime.now(UTC))
+    assert await ledger.create(NewRun(run_id, Source.CLI, ENDPOINT, verify=verify))
+    assert await ledger.add(run_id, jobs(count)) == count
+    assert await ledger.start(run_id, count)
+    return run_id
+
+
+def end(number: int, target: JobState = JobState.FAILED, owner: str = "me") -> Move:
+    return Move(number, JobState.LEASED, target, owner, CALL, reason="because")
+
+
+async def test_a_job_goes_from_pending_to_deleted(ledger: Ledger) -> None:
+    run_id = await running(ledger, 1)
+    (job,) = await ledger.claim(run_id, [0], owner="me", lease_s=60)
+    assert (job.pool_name, job.project_id, job.display_name) == ("pool-0", PROJECT, "Pool 0 ü")
+    assert await ledger.record(run_id, [end(0, JobState.ACCEPTED)]) == [True]
+    assert (await ledger.run(run_id)).counts[JobState.ACCEPTED] == 1
+    assert not (await ledger.run(run_id)).ended
+    gone = Move(0, JobState.ACCEPTED, JobState.DELETED, reason="gone")
+    assert await ledger.record(run_id, [gone]) == [True]
+    run = await ledger.run(run_id)
+    assert (run.state, run.done, run.counts[JobState.DELETED]) == (RunState.FINISHED, 1, 1)
+    (job,) = await ledger.jobs(run_id)
+    assert (job.state, job.reason, job.attempts) == (JobState.DELETED, "gone", (CALL,))
+
+
+async def test_without_verification_accepted_is_an_end(ledger: Ledger) -> None:
+    run_id = await running(ledger, 1, verify=False)
+    await ledger.claim(run_id, [0], owner="me", lease_s=60)
+    await ledger.record(run_id, [end(0, JobState.ACCEPTED)])
+    assert (await ledger.run(run_id)).state is RunState.FINISHED
+    assert len(await ledger.jobs(run_id, outcome=JobState.ACCEPTED)) == 1
+
+
+async def test_a_run_without_jobs_is_finished_at_its_start(ledger: Ledger) -> None:
+    run_id = await running(ledger, 0)
+    assert (await ledger.run(run_id)).state is RunState.FINISHED
+
+
+async def test_nothing_is_claimed_or_sent_before_the_start(ledger: Ledger) -> None:
+    run_id = new_run_id(datetime.now(UTC))
+    await ledger.create(NewRun(run_id, Source.CLI, ENDPOINT))
+    await ledger.add(run_id, jobs(2))
+    assert await ledger.claim(run_id, [0, 1], owner="me", lease_s=60) == []
+    assert await ledger.take(run_id, window=10, batch_size=10, resend_s=60) == []
+
+
+async def test_a_run_that_misses_jobs_does_not_start_and_can_be_aborted(ledger: Ledger) -> None:
+    run_id = new_run_id(datetime.now(UTC))
+    await ledger.create(NewRun(run_id, Source.CLI, ENDPOINT))
+    await ledger.add(run_id, jobs(2))
+    assert not await ledger.start(run_id, 3)
+    assert not await ledger.abort(run_id, "left behind", min_age_s=600)
+    assert await ledger.abort(run_id, "left behind")
+    run = await ledger.run(run_id)
+    assert (run.state, run.note) == (RunState.ABORTED, "left behind")
+    with pytest.raises(RunNotFoundError):
+        await ledger.add(run_id, jobs(1), first=2)
+
+
+async def test_a_running_run_is_never_aborted(ledger: Ledger) -> None:
+    run_id = await running(ledger, 1)
+    assert not await ledger.abort(run_id, "no")
+    assert (await ledger.run(run_id)).state is RunState.RUNNING
+
+
+async def test_making_the_same_run_twice_changes_nothing(ledger: Ledger) -> None:
+    run_id = await running(ledger, 2)
+    assert not await ledger.create(NewRun(run_id, Source.INTAKE, "https://other.example.com"))
+    assert (await ledger.run(run_id)).endpoint == ENDPOINT
+    assert not await ledger.start(run_id, 2)
+
+
+async def test_a_claim_has_one_owner_and_may_be_repeated_by_it(ledger: Ledger) -> None:
+    run_id = await running(ledger, 2)
+    first = await ledger.claim(run_id, [0, 1], owner="me", lease_s=60)
+    assert await ledger.claim(run_id, [0, 1], owner="other", lease_s=60) == []
+    assert await ledger.claim(run_id, [0, 1], owner="me", lease_s=60) == first
+    assert (await ledger.run(run_id)).counts[JobState.LEASED] == 2
+
+
+async def test_a_move_of_anothers_lease_is_refused(ledger: Ledger) -> None:
+    run_id = await running(ledger, 1)
+    await ledger.claim(run_id, [0], owner="me", lease_s=60)
+    assert await ledger.record(run_id, [end(0, owner="other")]) == [False]
+    assert (await ledger.jobs(run_id))[0].attempts == ()
+
+
+async def test_an_end_is_final(ledger: Ledger) -> None:
+    run_id = await running(ledger, 2)
+    await ledger.claim(run_id, [0], owner="me", lease_s=60)
+    assert await ledger.record(run_id, [end(0), end(0, JobState.DELETED)]) == [True, False]
+    assert await ledger.claim(run_id, [0], owner="me", lease_s=60) == []
+    (job, _) = await ledger.jobs(run_id)
+    assert job.state is JobState.FAILED
+
+
+async def test_a_retry_is_claimed_only_when_it_is_due(ledger: Ledger) -> None:
+    run_id = await running(ledger, 1)
+    await ledger.claim(run_id, [0], owner="me", lease_s=60)
+    retry = Move(0, JobState.LEASED, JobState.PENDING, "me", CALL, "busy", wait_ms=150)
+    await ledger.record(run_id, [retry])
+    assert await ledger.claim(run_id, [0], owner="you", lease_s=60) == []
+    assert await ledger.take(run_id, window=10, batch_size=10, resend_s=60) == []
+    await until(lambda: ledger.take(run_id, window=10, batch_size=10, resend_s=60))
+    (job,) = await ledger.claim(run_id, [0], owner="you", lease_s=60)
+    assert job.attempts == (CALL,)
+
+
+async def test_the_window_bounds_what_is_sent_and_leased(ledger: Ledger) -> None:
+    run_id = await running(ledger, 100)
+    sent = await ledger.take(run_id, window=45, batch_size=20, resend_s=60)
+    assert len(sent) == 40, "whole batches while there is more to come"
+    assert await ledger.take(run_id, window=45, batch_size=20, resend_s=60) == []
+    await ledger.claim(run_id, sent, owner="me", lease_s=60)
+    assert await ledger.take(run_id, window=45, batch_size=20, resend_s=60) == []
+    await ledger.record(run_id, [end(n) for n in sent])
+    assert len(await ledger.take(run_id, window=45, batch_size=20, resend_s=60)) == 40
+
+
+async def test_the_rest_is_sent_though_it_fills_no_batch(ledger: Ledger) -> None:
+    run_id = await running(ledger, 7)
+    assert len(await ledger.take(run_id, window=40, batch_size=20, resend_s=60)) == 7
+
+
+async def test_a_job_whose_message_was_lost_is_sent_again(ledger: Ledger) -> None:
+    run_id = await running(ledger, 3)
+    assert len(await ledger.take(run_id, window=9, batch_size=9, resend_s=60)) == 3
+    assert await ledger.take(run_id, window=9, batch_size=9, resend_s=60) == []
+    other = await running(ledger, 3)
+    assert len(await ledger.take(other, window=9, batch_size=9, resend_s=0)) == 3
+    assert len(await ledger.take(other, window=9, batch_size=9, resend_s=0)) == 3
+
+
+async def test_a_lease_that_ran_out_goes_back_and_its_owner_is_shut_out(ledger: Ledger) -> None:
+    run_id = await running(ledger, 2)
+    await ledger.claim(run_id, [0, 1], owner="me", lease_s=0.02)
+    await ledger.renew(run_id, [1], owner="me", lease_s=60)
+    await until(lambda: ledger.reclaim(run_id, max_attempts=5))
+    assert await ledger.renew(run_id, [0, 1], owner="me", lease_s=60) == {0}
+    assert await ledger.record(run_id, [end(0), end(1)]) == [False, True]
+    (job,) = await ledger.claim(run_id, [0], owner="you", lease_s=60)
+    assert [attempt.code for attempt in job.attempts] == ["lease_expired"]
+
+
+async def test_a_job_that_loses_every_lease_is_given_up(ledger: Ledger) -> None:
+    run_id = await running(ledger, 1)
+    for _ in range(3):
+        await ledger.claim(run_id, [0], owner="me", lease_s=0)
+        assert await ledger.reclaim(run_id, max_attempts=3) == 1
+    (job,) = await ledger.jobs(run_id)
+    assert job.state is JobState.FAILED
+    assert "given up after 3 attempts" in job.reason
+    assert (await ledger.run(run_id)).state is RunState.FINISHED
+
+
+async def test_cancelling_ends_what_is_not_claimed_and_lets_the_rest_end(ledger: Ledger) -> None:
+    run_id = await running(ledger, 5)
+    await ledger.take(run_id, window=2, batch_size=1, resend_s=60)
+    await ledger.claim(run_id, [0, 1], owner="me", lease_s=60)
+    assert await ledger.cancel(run_id)
+    assert (await ledger.run(run_id)).counts[JobState.CANCELLED] == 3
+    retry = Move(0, JobState.LEASED, JobState.PENDING, "me", CALL, "busy", wait_ms=9_000)
+    assert await ledger.record(run_id, [retry, end(1, JobState.ALREADY_DELETED)]) == [True, True]
+    run = await ledger.run(run_id)
+    assert run.state is RunState.FINISHED
+    assert run.counts[JobState.CANCELLED] == 4
+    assert not await ledger.cancel(run_id)
+
+
+async def test_pages_by_outcome_hold_every_job_once(ledger: Ledger) -> None:
+    run_id = await running(ledger, 30)
+    await ledger.claim(run_id, range(30), owner="me", lease_s=60)
+    await ledger.record(run_id, [end(n) for n in range(0, 30, 2)])
+    seen: list[int] = []
+    while page := await ledger.jobs(run_id, outcome=JobState.FAILED, offset=len(seen), limit=4):
+        seen += [job.number for job in page]
+    assert seen == list(range(0, 30, 2))
+    leased = await ledger.jobs(run_id, outcome=JobState.LEASED)
+    assert {job.number for job in leased} == set(range(1, 30, 2))
+    everything = [job.number async for job in ledger.all_jobs(run_id)]
+    assert everything == list(range(30))
+
+
+async def test_pending_jobs_are_paged_over_both_indexes(ledger: Ledger) -> None:
+    run_id = await running(ledger, 10)
+    await ledger.take(run_id, window=4, batch_size=4, resend_s=60)
+    seen: list[int] = []
+    while page := await ledger.jobs(run_id, outcome=JobState.PENDING, offset=len(seen), limit=3):
+        seen += [job.number for job in page]
+    assert sorted(seen) == list(range(10))
+
+
+async def test_only_a_finished_run_ages(ledger: Ledger, redis: Redis) -> None:
+    run_id = await running(ledger, 2)
+    await ledger.claim(run_id, [0, 1], owner="me", lease_s=60)
+    await ledger.record(run_id, [end(0)])
+    there = [key for key in keys.of_run(run_id) if await redis.exists(key)]
+    assert [await redis.ttl(key) for key in there] == [-1] * len(there)
+    await ledger.record(run_id, [end(1)])
+    there = [key for key in keys.of_run(run_id) if await redis.exists(key)]
+    assert keys.jobs(run_id) in there
+    for key in there:
+        assert 0 < await redis.ttl(key) <= 2 * 86_400
+
+
+async def test_active_runs_are_those_not_finished_at_the_endpoint(ledger: Ledger) -> None:
+    first, second = await running(ledger, 1), await running(ledger, 1)
+    assert {run.run_id for run in await ledger.active(ENDPOINT)} == {first, second}
+    assert await ledger.active("https://elsewhere.example.com") == []
+    await ledger.cancel(first)
+    assert [run.run_id for run in await ledger.active(ENDPOINT)] == [second]
+    assert {run.run_id for run in await ledger.runs()} == {first, second}
+
+
+async def test_a_run_that_redis_lost_is_said_to_be_missing(ledger: Ledger, redis: Redis) -> None:
+    run_id = await running(ledger, 1)
+    await redis.flushdb()
+    with pytest.raises(RunNotFoundError, match=run_id):
+        await ledger.run(run_id)
+    assert await ledger.claim(run_id, [0], owner="me", lease_s=60) == []
+    assert await ledger.record(run_id, [end(0)]) == [False]
+
+
+async def test_reading_scans_no_keys(ledger: Ledger, redis: Redis) -> None:
+    run_id = await running(ledger, 3)
+    await redis.config_resetstat()
+    await ledger.runs()
+    await ledger.active(ENDPOINT)
+    await ledger.run(run_id)
+    for state in (None, *JobState):
+        await ledger.jobs(run_id, outcome=state)
+    called = {name.removeprefix("cmdstat_") for name in await redis.info("commandstats")}
+    assert "hmget" in called
+    assert not called & {"keys", "scan", "hscan", "sscan", "zscan"}

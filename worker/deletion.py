@@ -1,0 +1,288 @@
+"""One job, from its precondition to its outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import structlog
+from redis.exceptions import RedisError
+
+from worker.ledger import Attempt, JobState, Move
+from worker.modelarts import ApiError, Precondition, Verdict, VerdictKind, changes, classify
+from worker.retry import GiveUp, RetryPolicy, backoff_s, decide
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from worker.inventory import Inventory
+    from worker.ledger import Job
+    from worker.limiter import Limiter
+    from worker.modelarts import Answer, ModelArtsClient, Pool
+    from worker.recorder import Recorder
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Lease:
+    """A batch's hold on its jobs.
+
+    Attributes:
+        run_id: the run.
+        owner: the fence: the ledger accepts moves of these jobs from this owner alone.
+        valid_until: when it runs out unless renewed, in seconds of the event loop's clock.
+        held: the jobs that are neither ended nor given back.
+        calling: since when (ms since the epoch) a job's DELETE is under way.
+    """
+
+    run_id: str
+    owner: str
+    valid_until: float
+    held: set[int] = field(default_factory=set)
+    calling: dict[int, int] = field(default_factory=dict)
+
+    def holds(self, number: int) -> bool:
+        """Whether the job may be acted on right now."""
+        return number in self.held and asyncio.get_running_loop().time() < self.valid_until
+
+    @contextmanager
+    def call(self, number: int) -> Iterator[None]:
+        """Marks a call as under way. One that is cut short stays marked."""
+        self.calling[number] = time.time_ns() // 1_000_000
+        yield
+        del self.calling[number]
+
+
+class LeaseLostError(Exception):
+    """The job is another worker's by now."""
+
+
+def judge(job: Job, pool: Pool | None) -> tuple[JobState, str] | None:
+    """Whether the plan still holds for a pool as it is now: pure.
+
+    Args:
+        job: what was planned.
+        pool: the pool as just read; None: it is gone.
+
+    Returns:
+        None if the pool is to be deleted, else the job's next state and why.
+    """
+    if pool is None:
+        return JobState.ALREADY_DELETED, "the pool is gone: reading it answers pool not found"
+    if changed := changes(Precondition(job.created, job.fingerprint), pool):
+        return JobState.SKIPPED, "changed since it was chosen: " + "; ".join(changed)
+    if pool.phase == "Deleting":
+        return JobState.ACCEPTED, "the pool was being deleted already"
+    return None
+
+
+class Deleter:
+    """Carries out jobs, one call of `delete` each.
+
+    Args:
+        client: the API.
+        inventory: fresh reads for the precondition.
+        limiter: the shared rate limit.
+        recorder: where moves go.
+        policy: when to give up.
+        in_flight: DELETE calls under way at once in this process.
+        inline_wait_s: backoffs up to this many seconds are waited here; longer ones are the
+            ledger's.
+    """
+
+    def __init__(
+        self,
+        *,
+        client: ModelArtsClient,
+        inventory: Inventory,
+        limiter: Limiter,
+        recorder: Recorder,
+        policy: RetryPolicy,
+        in_flight: int,
+        inline_wait_s: float,
+    ) -> None:
+        self._client = client
+        self._inventory = inventory
+        self._limiter = limiter
+        self._recorder = recorder
+        self._policy = policy
+        self._in_flight = asyncio.Semaphore(in_flight)
+        self._inline_wait_s = inline_wait_s
+
+    async def delete(self, job: Job, lease: Lease, *, alone: bool) -> None:
+        """Bring a leased job to its next state, and record it.
+
+        Args:
+            job: the job.
+            lease: the batch's hold on it.
+            alone: whether few other pools of its project are in the batch.
+
+        Raises:
+            RedisError: the ledger or the limiter cannot be reached; the job stays leased.
+        """
+        task = _Task(self, job, lease, alone)
+        try:
+            await task.run()
+        except LeaseLostError:
+            task.log.warning("lease_lost")
+        except RedisError:
+            raise
+        except Exception as error:
+            # A defect must neither lose the job nor repeat it for ever.
+            task.log.exception("job_crashed")
+            attempt = Attempt(time.time_ns() // 1_000_000, 0, 0, type(error).__name__, "")
+            await task.retry(attempt, f"internal error: {type(error).__name__}", None, inline=False)
+
+
+class _Task:
+    def __init__(self, deleter: Deleter, job: Job, lease: Lease, alone: bool) -> None:
+        self._deleter = deleter
+        self._job = job
+        self._lease = lease
+        self._alone = alone
+        self._attempts = list(job.attempts)
+        self._renewed = False
+        self.log = log.bind(
+            run_id=job.run_id,
+            job_id=job.job_id,
+            project_id=job.project_id,
+            pool_name=job.pool_name,
+        )
+
+    async def run(self) -> None:
+        while True:
+            try:
+                end = await self._until_ready()
+                if end is not None:
+                    return await self._move(*end)
+                answer = await self._call()
+                verdict = classify(answer)
+            except ApiError as error:
+                # Not a DELETE: the read before it failed, and nothing is deleted on doubt.
+                answer, verdict = error.answer, _of_a_read(error.verdict)
+            if not await self._handle(answer, verdict):
+                return None
+
+    async def _until_ready(self) -> tuple[JobState, str] | None:
+        """Wait until the call may be made now; or find how the job ends without one."""
+        deleter, job = self._deleter, self._job
+        if not job.fingerprint:
+            await deleter._limiter.permit(job.project_id)
+            return None
+        waited = False
+        while True:
+            sight = await deleter._inventory.look(job.project_id, job.pool_name, alone=self._alone)
+            if end := judge(job, sight.pool):
+                return end
+            # Having waited its turn once, a job whose sight grew old meanwhile goes to the front.
+            await deleter._limiter.permit(job.project_id, urgent=waited)
+            if deleter._inventory.is_fresh(sight):
+                return None
+            waited = True
+
+    async def _call(self) -> Answer:
+        number = self._job.number
+        async with self._deleter._in_flight:
+            if not self._lease.holds(number):
+                raise LeaseLostError
+            with self._lease.call(number):
+                return await self._deleter._client.delete_pool(
+                    self._job.project_id, self._job.pool_name
+                )
+
+    async def _handle(self, answer: Answer, verdict: Verdict) -> bool:
+        """Record what an answer means. Returns whether to go on trying here."""
+        attempt = _attempt(answer)
+        if verdict.throttled:
+            await self._deleter._limiter.throttled(self._job.project_id, verdict.retry_after_s)
+        match verdict.kind:
+            case VerdictKind.ACCEPTED:
+                await self._move(JobState.ACCEPTED, verdict.reason, attempt)
+            case VerdictKind.ALREADY_DELETED:
+                await self._move(JobState.ALREADY_DELETED, verdict.reason, attempt)
+            case VerdictKind.RENEW if not self._renewed:
+                self._renewed = True
+                await self._deleter._client.renew_credentials(self._job.project_id)
+                await self._note(attempt, verdict.reason)
+                return True
+            case VerdictKind.RENEW | VerdictKind.FAILED:
+                await self._move(JobState.FAILED, verdict.reason, attempt)
+            case VerdictKind.RETRY:
+                return await self.retry(attempt, verdict.reason, verdict.retry_after_s)
+        return False
+
+    async def retry(
+        self, attempt: Attempt, reason: str, retry_after_s: float | None, *, inline: bool = True
+    ) -> bool:
+        """Wait here, go back to the ledger to wait there, or give up. Returns True for here."""
+        policy = self._deleter._policy
+        made = [*self._attempts, attempt]
+        decision = decide(
+            policy,
+            attempts=len(made),
+            elapsed_s=(attempt.at_ms - made[0].at_ms) / 1000,
+            backoff_s=backoff_s(policy, len(made)),
+            retry_after_s=retry_after_s,
+        )
+        if isinstance(decision, GiveUp):
+            await self._move(JobState.FAILED, f"{reason} ({decision.reason})", attempt)
+            return False
+        self.log.info("retry", reason=reason, wait_s=round(decision.seconds, 3))
+        if inline and decision.seconds <= self._deleter._inline_wait_s:
+            await self._note(attempt, reason)
+            await asyncio.sleep(decision.seconds)
+            return True
+        wait_ms = round(decision.seconds * 1000)
+        await self._move(JobState.PENDING, reason, attempt, wait_ms)
+        return False
+
+    async def _note(self, attempt: Attempt, reason: str) -> None:
+        self._attempts.append(attempt)
+        await self._record(JobState.LEASED, reason, attempt)
+
+    async def _move(
+        self, target: JobState, reason: str, attempt: Attempt | None = None, wait_ms: int = 0
+    ) -> None:
+        await self._record(target, reason, attempt, wait_ms)
+        self._lease.held.discard(self._job.number)
+        if target is not JobState.PENDING:
+            status = attempt.status if attempt else None
+            self.log.info("job_moved", state=target, reason=reason, status=status)
+
+    async def _record(
+        self, target: JobState, reason: str, attempt: Attempt | None, wait_ms: int = 0
+    ) -> None:
+        move = Move(
+            number=self._job.number,
+            source=JobState.LEASED,
+            target=target,
+            owner=self._lease.owner,
+            attempt=attempt,
+            reason=reason,
+            wait_ms=wait_ms,
+        )
+        if not await self._deleter._recorder.record(self._job.run_id, move):
+            self._lease.held.discard(self._job.number)
+            raise LeaseLostError
+
+
+def _of_a_read(verdict: Verdict) -> Verdict:
+    """What a failed read means for the job: it is retried or fails, and is never done."""
+    kind = VerdictKind.RETRY if verdict.kind is VerdictKind.RETRY else VerdictKind.FAILED
+    reason = f"the pool could not be read before its deletion: {verdict.reason}"
+    return Verdict(kind, reason, verdict.retry_after_s, verdict.throttled)
+
+
+def _attempt(answer: Answer) -> Attempt:
+    code = answer.error_code or answer.failure or ""
+    return Attempt(
+        at_ms=answer.received_ms,
+        duration_ms=round(answer.duration_s * 1000),
+        status=answer.status or 0,
+        code=code if answer.method == "DELETE" else f"{answer.method} {code}".strip(),
+        request_id=answer.request_id or "",
+    )

@@ -1,0 +1,31 @@
+"""Runs, jobs and attempts in Redis; the Lua scripts beside it are its only writers."""
+
+from worker.ledger.ledger import HALF_MADE_S, Ledger, RunNotFoundError
+from worker.ledger.records import (
+    Attempt,
+    Job,
+    JobState,
+    Move,
+    NewJob,
+    NewRun,
+    Run,
+    RunState,
+    Source,
+    new_run_id,
+)
+
+__all__ = [
+    "HALF_MADE_S",
+    "Attempt",
+    "Job",
+    "JobState",
+    "Ledger",
+    "Move",
+    "NewJob",
+    "NewRun",
+    "Run",
+    "RunNotFoundError",
+    "RunState",
+    "Source",
+    "new_run_id",
+]

@@ -1,0 +1,330 @@
+"""The ledger: runs, jobs and attempts in Redis, the source of truth.
+
+Every move of a job is one atomic script that checks the state it comes from, so a message
+delivered twice, late or never changes nothing that it should not. Reading never scans keys.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from worker.ledger import keys
+from worker.ledger.records import Job, JobState, Move, NewJob, NewRun, Run
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Sequence
+
+    from redis.asyncio import Redis
+
+_T = TypeVar("_T")
+
+ADD_CHUNK = 1_000
+CANCEL_CHUNK = 1_000
+PAGE = 1_000
+HALF_MADE_S = 600.0
+"""A run that is being created for longer than this was left behind by its maker."""
+
+
+def _chunks(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
+    rest = iter(items)
+    while chunk := list(islice(rest, size)):
+        yield chunk
+
+
+def _source(name: str) -> str:
+    folder = files("worker.ledger") / "scripts"
+    return (folder / "states.lua").read_text() + (folder / f"{name}.lua").read_text()
+
+
+class RunNotFoundError(LookupError):
+    """There is no such run, or its records have aged out, or Redis lost them."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(
+            f"Run {run_id!r} is not in the ledger: mistyped, past its retention, or lost by Redis."
+        )
+
+
+class Ledger:
+    """Runs, jobs and attempts in Redis.
+
+    Args:
+        redis: a connection that decodes responses.
+        retention_days: for how many days the records of a finished run are kept.
+    """
+
+    def __init__(self, redis: Redis, *, retention_days: float = 90) -> None:
+        self._redis = redis
+        self._retention_s = round(retention_days * 86_400)
+        self._scripts = {
+            name: redis.register_script(_source(name))
+            for name in (
+                "create",
+                "add",
+                "start",
+                "abort",
+                "take",
+                "claim",
+                "renew",
+                "record",
+                "reclaim",
+                "cancel",
+            )
+        }
+
+    async def _call(self, script: str, run_id: str, args: Iterable[Any]) -> Any:
+        return await self._scripts[script](keys=keys.of_run(run_id), args=list(args))
+
+    # Making a run
+
+    async def create(self, run: NewRun) -> bool:
+        """Open a run. It takes jobs, and executes none before `start`.
+
+        Returns:
+            False if there is a run with this id already; it stays as it is.
+        """
+        fields: dict[str, str | int] = {
+            "source": run.source,
+            "endpoint": run.endpoint,
+            "requester": run.requester,
+            "reason": run.reason,
+            "verify": int(run.verify),
+            "retention_s": self._retention_s,
+        }
+        # The indexes come first: a run that they name and that is not there is forgotten
+        # in time, one that is there and that they do not name would be lost.
+        now_ms = await self.now_ms()
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.zadd(keys.INDEX, {run.run_id: now_ms}, nx=True)
+            pipe.sadd(keys.active(run.endpoint), run.run_id)
+            await pipe.execute()
+        return bool(await self._call("create", run.run_id, chain.from_iterable(fields.items())))
+
+    async def add(self, run_id: str, jobs: Iterable[NewJob], *, first: int = 0) -> int:
+        """Add jobs, numbered from `first`. Adding the same numbers again changes nothing.
+
+        Returns:
+            How many were given.
+
+        Raises:
+            RunNotFoundError: the run is not there or takes no jobs any more.
+        """
+        number = first
+        for chunk in _chunks(jobs, ADD_CHUNK):
+            args = chain.from_iterable((number + i, job.record()) for i, job in enumerate(chunk))
+            if await self._call("add", run_id, args) == -1:
+                raise RunNotFoundError(run_id)
+            number += len(chunk)
+        return number - first
+
+    async def start(self, run_id: str, total: int) -> bool:
+        """Let the workers at the run. Returns False unless exactly `total` jobs were added."""
+        return bool(await self._call("start", run_id, [total]))
+
+    async def abort(self, run_id: str, reason: str, *, min_age_s: float = 0) -> bool:
+        """Give up a run that was never started. Returns whether that was so."""
+        return bool(await self._call("abort", run_id, [round(min_age_s * 1000), reason]))
+
+    # Executing it
+
+    async def take(
+        self, run_id: str, *, window: int, batch_size: int, resend_s: float
+    ) -> list[int]:
+        """Take due jobs to be sent to the workers.
+
+        Args:
+            run_id: the run.
+            window: how many of its jobs may be sent or leased at once.
+            batch_size: how many jobs one message carries.
+            resend_s: after how many seconds a job that was sent and not claimed is taken again.
+
+        Returns:
+            The numbers of jobs that the caller must now send.
+        """
+        args = [window, batch_size, round(resend_s * 1000)]
+        return [int(n) for n in await self._call("take", run_id, args)]
+
+    async def claim(
+        self, run_id: str, numbers: Sequence[int], *, owner: str, lease_s: float
+    ) -> list[Job]:
+        """Lease those of the jobs that are pending and due. Repeating it as `owner` is safe.
+
+        Args:
+            run_id: the run.
+            numbers: the jobs wanted.
+            owner: a name for this delivery that no other has: the fence against late writers.
+            lease_s: for how many seconds.
+
+        Returns:
+            The jobs leased; the others are elsewhere in their life.
+        """
+        flat = await self._call("claim", run_id, [owner, round(lease_s * 1000), *numbers])
+        return [Job.parse(run_id, int(n), text) for n, text in _chunks(flat, 2)]
+
+    async def renew(
+        self, run_id: str, numbers: Sequence[int], *, owner: str, lease_s: float
+    ) -> set[int]:
+        """Prolong leases. Returns the jobs that `owner` holds no longer."""
+        args = [owner, round(lease_s * 1000), *numbers]
+        return {int(n) for n in await self._call("renew", run_id, args)}
+
+    async def record(self, run_id: str, moves: Sequence[Move]) -> list[bool]:
+        """Move jobs, each only if it is in the state, and leased to the owner, that its move says.
+
+        Returns:
+            For each move whether it was made.
+        """
+        wishes = json.dumps([move.packed() for move in moves], ensure_ascii=False)
+        return [bool(made) for made in await self._call("record", run_id, [wishes])]
+
+    async def reclaim(self, run_id: str, *, max_attempts: int, limit: int = 1_000) -> int:
+        """Take back jobs whose lease ran out. Returns how many."""
+        return int(await self._call("reclaim", run_id, [limit, max_attempts]))
+
+    async def cancel(self, run_id: str) -> bool:
+        """Cancel what no worker has claimed. Returns False if the run is not running."""
+        left = await self._call("cancel", run_id, [CANCEL_CHUNK])
+        while left > 0:
+            left = await self._call("cancel", run_id, [CANCEL_CHUNK])
+        return bool(left == 0)
+
+    # Reading
+
+    async def now_ms(self) -> int:
+        """The server's clock, by which every time in the ledger goes: ms since the epoch."""
+        seconds, micros = await self._redis.time()
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    async def run(self, run_id: str) -> Run:
+        """One run with its counts.
+
+        Raises:
+            RunNotFoundError: it is not there.
+        """
+        fields = await cast("Awaitable[dict[str, str]]", self._redis.hgetall(keys.run(run_id)))
+        if "state" not in fields:
+            raise RunNotFoundError(run_id)
+        return Run.parse(run_id, fields)
+
+    async def runs(self, *, limit: int = 50, offset: int = 0) -> list[Run]:
+        """The runs, newest first; those whose records have aged out are left out."""
+        ids = await self._redis.zrevrange(keys.INDEX, offset, offset + limit - 1)
+        return await self._read_runs(cast("list[str]", ids))
+
+    async def active(self, endpoint: str) -> list[Run]:
+        """The runs against an endpoint that are not finished, oldest first.
+
+        Those that have ended are taken off the list in passing.
+        """
+        members = cast("Awaitable[set[str]]", self._redis.smembers(keys.active(endpoint)))
+        ids = sorted(await members)
+        found = await self._read_runs(ids)
+        open_runs = [run for run in found if not run.ended]
+        gone = set(ids) - {run.run_id for run in open_runs}
+        if gone:
+            gone -= await self._being_made(gone - {run.run_id for run in found})
+        if gone:
+            await self._redis.srem(keys.active(endpoint), *gone)
+        return open_runs
+
+    async def _being_made(self, ids: set[str]) -> set[str]:
+        """Of runs that the indexes name and that are not there: those that may yet come."""
+        seconds, _ = await self._redis.time()
+        recent = await self._redis.zrangebyscore(keys.INDEX, (seconds - HALF_MADE_S) * 1000, "+inf")
+        return ids & set(recent)
+
+    async def _read_runs(self, ids: Sequence[str]) -> list[Run]:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for run_id in ids:
+                pipe.hgetall(keys.run(run_id))
+            found = await pipe.execute()
+        return [
+            Run.parse(run_id, fields)
+            for run_id, fields in zip(ids, found, strict=True)
+            if "state" in fields
+        ]
+
+    async def jobs(
+        self, run_id: str, *, outcome: JobState | None = None, offset: int = 0, limit: int = PAGE
+    ) -> list[Job]:
+        """A page of a run's jobs.
+
+        Args:
+            run_id: the run.
+            outcome: only jobs in this state, final ones in the order in which they ended, others
+                by when they are due; None: all, by number.
+            offset: how many to pass over.
+            limit: how many at most.
+        """
+        if outcome is None:
+            numbers: Sequence[int | str] = range(offset, offset + limit)
+        else:
+            numbers = await self._in_state(run_id, outcome, offset, limit)
+        if not numbers:
+            return []
+        texts = await cast(
+            "Awaitable[list[str | None]]",
+            self._redis.hmget(keys.jobs(run_id), [str(n) for n in numbers]),
+        )
+        return [
+            Job.parse(run_id, int(n), text)
+            for n, text in zip(numbers, texts, strict=True)
+            if text is not None
+        ]
+
+    async def accepted(self, run_id: str, *, offset: int = 0) -> list[tuple[Job, int]]:
+        """Jobs that await verification, each with the ms when the cloud accepted it.
+
+        Returns:
+            Up to a page, those first that have waited longest.
+        """
+        accepted = keys.accepted(run_id)
+        entries = cast(
+            "list[tuple[str, float]]",
+            await self._redis.zrange(accepted, offset, offset + PAGE - 1, withscores=True),
+        )
+        if not entries:
+            return []
+        texts = await cast(
+            "Awaitable[list[str | None]]",
+            self._redis.hmget(keys.jobs(run_id), [number for number, _ in entries]),
+        )
+        return [
+            (Job.parse(run_id, int(number), text), int(since_ms))
+            for (number, since_ms), text in zip(entries, texts, strict=True)
+            if text is not None
+        ]
+
+    async def _in_state(
+        self, run_id: str, state: JobState, offset: int, limit: int
+    ) -> Sequence[str]:
+        end = offset + limit - 1
+        if state is JobState.LEASED:
+            return cast("list[str]", await self._redis.zrange(keys.leased(run_id), offset, end))
+        if state is JobState.PENDING:
+            sent = cast("list[str]", await self._redis.zrange(keys.sent(run_id), offset, end))
+            before = await self._redis.zcard(keys.sent(run_id))
+            start, stop = max(0, offset - before), end - before
+            if stop < 0:
+                return sent
+            return [*sent, *await self._redis.zrange(keys.waiting(run_id), start, stop)]
+        if state is JobState.ACCEPTED:
+            unverified = await self._redis.zrange(keys.accepted(run_id), offset, end)
+            if unverified:
+                return cast("list[str]", unverified)
+        ended = self._redis.lrange(keys.outcome(run_id, state), offset, end)
+        return await cast("Awaitable[list[str]]", ended)
+
+    async def all_jobs(self, run_id: str, *, outcome: JobState | None = None) -> AsyncIterator[Job]:
+        """Every job of a run, or every one in a state, read page by page."""
+        offset = 0
+        total = (await self.run(run_id)).total
+        while page := await self.jobs(run_id, outcome=outcome, offset=offset):
+            for job in page:
+                yield job
+            offset += PAGE
+            if outcome is None and offset >= total:
+                return

@@ -1,0 +1,21 @@
+-- Records what happened to jobs. ARGV[1]: JSON list of moves
+--   {n, from, to, owner (of a lease), attempt, reason, wait_ms (until a pending job is due)}.
+-- A move from another state than the job is in, or of a lease that is another's, is refused.
+-- Returns 1 (done) or 0 (refused) for each.
+local answers = {}
+for i, wish in ipairs(cjson.decode(ARGV[1])) do
+  local job = read(wish.n)
+  local holds = job and job.state == wish.from and MOVES[wish.from] and MOVES[wish.from][wish.to]
+  if holds and wish.from == 'leased' then holds = job.owner == wish.owner end
+  if holds then
+    if wish.attempt then
+      job.attempts = job.attempts or {}
+      job.attempts[#job.attempts + 1] = wish.attempt
+    end
+    job.reason = wish.reason
+    move(wish.n, job, wish.to, NOW + (wish.wait_ms or 0))
+  end
+  answers[i] = holds and 1 or 0
+end
+settle_counts()
+return answers

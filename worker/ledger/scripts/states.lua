@@ -1,0 +1,95 @@
+-- The life of a job: what every script that moves jobs shares. It is put before each of them.
+-- KEYS are those of one run, in the order of keys.py, so that they lie in one cluster slot.
+
+local RUN, JOBS, WAITING, SENT, LEASED, ACCEPTED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local OUTCOME = {
+  accepted = KEYS[7], deleted = KEYS[8], already_deleted = KEYS[9],
+  skipped = KEYS[10], failed = KEYS[11], cancelled = KEYS[12],
+}
+-- What a worker may record; into `leased` leads only the claim.
+local MOVES = {
+  leased = {
+    leased = true, pending = true, accepted = true, deleted = true, already_deleted = true,
+    skipped = true, failed = true, cancelled = true,
+  },
+  accepted = { deleted = true, failed = true },
+}
+
+-- One clock for all: the server's.
+local function now_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+local NOW = now_ms()
+local run = {}
+do
+  local names = { 'state', 'total', 'verify', 'cancelled_ms', 'retention_s' }
+  local values = redis.call('HMGET', RUN, unpack(names))
+  for i, name in ipairs(names) do run[name] = values[i] end
+end
+
+local counts = {}
+local function count(state, by) counts[state] = (counts[state] or 0) + by end
+
+local function read(n)
+  local text = redis.call('HGET', JOBS, n)
+  return text and cjson.decode(text) or nil
+end
+
+local function is_final(state)
+  return OUTCOME[state] ~= nil and (state ~= 'accepted' or run.verify == '0')
+end
+
+-- Moves a job, which the caller has checked, and keeps every index in step.
+-- `at` is the time in ms that the new state's index is ordered by.
+local function move(n, job, to, at)
+  local from = job.state
+  if to == 'pending' and run.cancelled_ms then
+    to = 'cancelled'
+    job.reason = 'the run was cancelled'
+  end
+  if from == 'pending' then
+    redis.call('ZREM', WAITING, n)
+    redis.call('ZREM', SENT, n)
+  elseif from == 'leased' and to ~= 'leased' then
+    redis.call('ZREM', LEASED, n)
+  elseif from == 'accepted' then
+    redis.call('ZREM', ACCEPTED, n)
+  end
+  if to ~= 'leased' then job.owner = nil end
+  job.due = nil
+  if is_final(to) then
+    job.done = NOW
+    redis.call('RPUSH', OUTCOME[to], n)
+  elseif to == 'pending' then
+    if at > NOW then job.due = at end
+    redis.call('ZADD', WAITING, at, n)
+  elseif to == 'leased' and from ~= 'leased' then
+    redis.call('ZADD', LEASED, at, n)
+  elseif to == 'accepted' then
+    redis.call('ZADD', ACCEPTED, NOW, n)
+  end
+  if from ~= to then
+    count(from, -1)
+    count(to, 1)
+  end
+  job.state = to
+  redis.call('HSET', JOBS, n, cjson.encode(job))
+end
+
+-- Writes the counts; ends the run when its last job is final, from when on its records age.
+local function settle_counts()
+  for state, by in pairs(counts) do
+    if by ~= 0 then redis.call('HINCRBY', RUN, 'jobs:' .. state, by) end
+  end
+  if run.state ~= 'running' then return end
+  local final = 0
+  for state, key in pairs(OUTCOME) do
+    if is_final(state) then final = final + redis.call('LLEN', key) end
+  end
+  if final == tonumber(run.total) then
+    redis.call('HSET', RUN, 'state', 'finished', 'finished_ms', NOW)
+    for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, run.retention_s) end
+  end
+end

@@ -1,0 +1,38 @@
+"""The connection to Redis that a process shares among its parts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import FullJitterBackoff
+
+if TYPE_CHECKING:
+    from worker.settings import Settings
+
+SOCKET_TIMEOUT_S = 10.0
+RETRIES = 4
+
+
+def connect(settings: Settings) -> Redis:
+    """A pool of connections to the configured Redis; nothing is sent yet.
+
+    Short outages (a restart, a failover) are bridged by a few retries within about ten seconds;
+    every ledger script may be repeated safely.
+
+    Args:
+        settings: names the server.
+
+    Returns:
+        A client whose answers are text.
+    """
+    return Redis.from_url(
+        settings.redis_location,
+        decode_responses=True,
+        socket_timeout=SOCKET_TIMEOUT_S,
+        socket_connect_timeout=SOCKET_TIMEOUT_S / 2,
+        health_check_interval=30,
+        retry=Retry(FullJitterBackoff(cap=4, base=0.2), RETRIES),
+        client_name="poolsweep",
+    )

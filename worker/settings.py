@@ -1,0 +1,189 @@
+"""Everything configurable, read from the environment and validated at start."""
+
+from __future__ import annotations
+
+import functools
+import math
+from pathlib import Path
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
+
+import platformdirs
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from worker import embedded_redis
+
+ENV_PREFIX = "POOLSWEEP_"
+REDIS_SCHEMES = ("redis", "rediss", "unix")
+
+Seconds = Annotated[float, Field(gt=0, le=7 * 86_400, allow_inf_nan=False)]
+
+
+class SettingsError(ValueError):
+    """A setting is missing or out of range; the text is one sentence for each, for the user."""
+
+
+class Settings(BaseSettings):
+    """The configuration of one process. Each field is the variable `POOLSWEEP_<FIELD>`.
+
+    Durations are in seconds (`_s`) or days (`_days`), rates in calls a second.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, extra="ignore", frozen=True, env_ignore_empty=True
+    )
+
+    redis_url: SecretStr | None = None
+    """redis://, rediss:// or unix://; unset: an embedded server in `state_dir`."""
+    state_dir: Path = Field(default_factory=lambda: Path(platformdirs.user_state_dir("poolsweep")))
+
+    endpoint: str | None = None
+    """Base URL of the ModelArts API, such as https://modelarts.<region>.<cloud's domain>."""
+    insecure_http: bool = False
+    token: SecretStr | None = None
+    ak: SecretStr | None = None
+    sk: SecretStr | None = None
+    security_token: SecretStr | None = None
+    iam_endpoint: str | None = None
+    iam_user: str | None = None
+    iam_password: SecretStr | None = None
+    iam_domain: str | None = None
+    request_type: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]{1,32}$")
+    user_id: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    connect_timeout_s: Seconds = 5
+    total_timeout_s: Seconds = 30
+
+    in_flight: int = Field(default=100, ge=1, le=5_000)
+    """HTTP calls under way at once in one worker process."""
+    batch_size: int = Field(default=100, ge=1, le=1_000)
+    batch_max_s: Seconds = 300
+    """After this long a batch gives its unfinished jobs back."""
+    worker_batches: int = Field(default=8, ge=1, le=64)
+    """Batches that one worker process works on at once."""
+    lease_s: float = Field(default=60, ge=1, le=3_600)
+    resend_s: float = Field(default=60, ge=1, le=3_600)
+    """A job whose message no worker has taken for this long is sent again."""
+    shutdown_s: Seconds = 20
+    """On SIGTERM, calls under way get this long; then their jobs are given back."""
+    visibility_timeout_s: Seconds = 3_600
+
+    rate_limit: float = Field(default=10, ge=0, le=100_000, allow_inf_nan=False)
+    """Calls a second to one project, by all workers together; 0 means no limit."""
+    rate_burst: int | None = Field(default=None, ge=1, le=100_000)
+
+    max_attempts: int = Field(default=8, ge=1, le=100)
+    max_retry_s: Seconds = 3_600
+    backoff_base_s: float = Field(default=1, gt=0, le=600)
+    backoff_cap_s: float = Field(default=60, gt=0, le=3_600)
+    inline_wait_s: float = Field(default=3, ge=0, le=30)
+    """Waits up to this long stay in the worker; longer ones go back to the ledger."""
+
+    precondition_max_age_s: Seconds = 15
+    verify_interval_s: Seconds = 10
+    verify_deadline_s: Seconds = 5_400
+    retention_days: float = Field(default=90, gt=0, le=3_650)
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "json", "console"] = "auto"
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_url_is_one(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        parts = urlsplit(value.get_secret_value())
+        if parts.scheme not in REDIS_SCHEMES or not (parts.hostname or parts.path.strip("/")):
+            # The value may hold a password, so only its scheme is repeated.
+            raise ValueError(
+                f"a URL with scheme {parts.scheme!r} is not a Redis server; "
+                "accepted: redis://host:port/db, rediss://host:port/db or unix:///path"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _times_fit_together(self) -> Self:
+        if self.visibility_timeout_s < 2 * self.batch_max_s:
+            raise ValueError(
+                f"POOLSWEEP_VISIBILITY_TIMEOUT_S: {self.visibility_timeout_s:g} is too short; "
+                f"accepted: at least twice POOLSWEEP_BATCH_MAX_S ({2 * self.batch_max_s:g})"
+            )
+        return self
+
+    @property
+    def redis_location(self) -> str:
+        """The URL of the Redis to use; may hold a password: never log it."""
+        if self.redis_url is not None:
+            return self.redis_url.get_secret_value()
+        return embedded_redis.url(self.state_dir)
+
+    @property
+    def broker_location(self) -> str:
+        """The same server in kombu's spelling, which names a unix socket otherwise."""
+        url = self.redis_location
+        if url.startswith("unix://"):
+            parts = urlsplit(url)
+            credentials = parts.netloc.rpartition("@")[0]
+            at = f"{credentials}@" if credentials else ""
+            query = parts.query.replace("db=", "virtual_host=")
+            return f"redis+socket://{at}{parts.path}" + (f"?{query}" if query else "")
+        return url
+
+    @property
+    def burst(self) -> int:
+        """Calls that may go at once after an idle time; a twentieth of the rate unless set."""
+        return self.rate_burst or max(1, math.ceil(self.rate_limit / 20))
+
+    @property
+    def window(self) -> int:
+        """Jobs of one run that may be with the broker and the workers at once.
+
+        Half a minute of work at the rate limit: enough to keep the workers busy, few enough
+        that a message is worked on before its job counts as lost, that a cancelled run ends
+        soon, and that one large run leaves room for others.
+        """
+        if self.rate_limit == 0:
+            return max(2 * self.batch_size, 5_000)
+        return max(2 * self.batch_size, min(5_000, math.ceil(30 * self.rate_limit)))
+
+
+def _sentence(error: object, name: str, given: object, message: str) -> str:
+    value = "" if error == "missing" else f"{given!r} is not accepted: "
+    text = message.removeprefix("Value error, ")
+    return f"{name}: {value}{text[:1].lower()}{text[1:]}"
+
+
+_SECRET_FIELDS = {"redis_url", "token", "ak", "sk", "security_token", "iam_password"}
+
+
+def load_settings() -> Settings:
+    """Read the settings from the environment.
+
+    Returns:
+        The validated settings.
+
+    Raises:
+        SettingsError: one sentence for each variable that is not accepted, naming the variable,
+            its value (unless secret) and what is accepted.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        sentences = []
+        for item in error.errors(include_url=False):
+            if not item["loc"]:
+                sentences.append(item["msg"].removeprefix("Value error, "))
+                continue
+            field = str(item["loc"][0])
+            name = ENV_PREFIX + field.upper()
+            if field in _SECRET_FIELDS:
+                sentences.append(f"{name}: {item['msg'].removeprefix('Value error, ')}")
+            else:
+                sentences.append(_sentence(item["type"], name, item["input"], item["msg"]))
+        raise SettingsError(". ".join(sentences)) from None
+
+
+@functools.cache
+def settings() -> Settings:
+    """The settings of this process, read once."""
+    return load_settings()
