@@ -35,6 +35,7 @@ class Lease:
         run_id: the run.
         owner: the fence: the ledger accepts moves of these jobs from this owner alone.
         valid_until: when it runs out unless renewed, in seconds of the event loop's clock.
+        run_age_s: how long ago the run was started.
         held: the jobs that are neither ended nor given back.
         calling: since when (ms since the epoch) a job's DELETE is under way.
     """
@@ -42,6 +43,7 @@ class Lease:
     run_id: str
     owner: str
     valid_until: float
+    run_age_s: float
     held: set[int] = field(default_factory=set)
     calling: dict[int, int] = field(default_factory=dict)
 
@@ -61,6 +63,12 @@ class LeaseLostError(Exception):
     """The job is another worker's by now."""
 
 
+ABSENT = "absent"
+"""The fingerprint of a pool that was not there when it was asked for."""
+
+SUBPOOL_WAIT_S = 10.0
+
+
 def judge(job: Job, pool: Pool | None) -> tuple[JobState, str] | None:
     """Whether the plan still holds for a pool as it is now: pure.
 
@@ -69,14 +77,19 @@ def judge(job: Job, pool: Pool | None) -> tuple[JobState, str] | None:
         pool: the pool as just read; None: it is gone.
 
     Returns:
-        None if the pool is to be deleted, else the job's next state and why.
+        None if the pool is to be deleted now; `PENDING` if it must wait for its sub-pools; else
+        how the job ends; each with the reason.
     """
     if pool is None:
         return JobState.ALREADY_DELETED, "the pool is gone: reading it answers pool not found"
+    if job.fingerprint == ABSENT:
+        return JobState.SKIPPED, "changed since it was chosen: it was not there then"
     if changed := changes(Precondition(job.created, job.fingerprint), pool):
         return JobState.SKIPPED, "changed since it was chosen: " + "; ".join(changed)
     if pool.phase == "Deleting":
         return JobState.ACCEPTED, "the pool was being deleted already"
+    if pool.subpool_count:
+        return JobState.PENDING, f"waits until its {pool.subpool_count} logical sub-pools are gone"
     return None
 
 
@@ -92,6 +105,7 @@ class Deleter:
         in_flight: DELETE calls under way at once in this process.
         inline_wait_s: backoffs up to this many seconds are waited here; longer ones are the
             ledger's.
+        verify_deadline_s: how long a deletion may take in the cloud.
     """
 
     def __init__(
@@ -104,6 +118,7 @@ class Deleter:
         policy: RetryPolicy,
         in_flight: int,
         inline_wait_s: float,
+        verify_deadline_s: float,
     ) -> None:
         self._client = client
         self._inventory = inventory
@@ -112,6 +127,7 @@ class Deleter:
         self._policy = policy
         self._in_flight = asyncio.Semaphore(in_flight)
         self._inline_wait_s = inline_wait_s
+        self._verify_deadline_s = verify_deadline_s
 
     async def delete(self, job: Job, lease: Lease, *, alone: bool) -> None:
         """Bring a leased job to its next state, and record it.
@@ -158,7 +174,7 @@ class _Task:
             try:
                 end = await self._until_ready()
                 if end is not None:
-                    return await self._move(*end)
+                    return await self._end_or_wait(*end)
                 answer = await self._call()
                 verdict = classify(answer)
             except ApiError as error:
@@ -166,6 +182,16 @@ class _Task:
                 answer, verdict = error.answer, _of_a_read(error.verdict)
             if not await self._handle(answer, verdict):
                 return None
+
+    async def _end_or_wait(self, state: JobState, reason: str) -> None:
+        wait_ms = 0
+        if state is JobState.PENDING:
+            # The sub-pools are deleted by the same run, in minutes to an hour; a wait for them is
+            # no attempt, and ends when the run is older than such a deletion may take.
+            wait_ms = round(SUBPOOL_WAIT_S * 1000)
+            if self._lease.run_age_s > self._deleter._verify_deadline_s:
+                state, reason = JobState.FAILED, f"given up: it still {reason}"
+        await self._move(state, reason, wait_ms=wait_ms)
 
     async def _until_ready(self) -> tuple[JobState, str] | None:
         """Wait until the call may be made now; or find how the job ends without one."""

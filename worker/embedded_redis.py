@@ -188,7 +188,7 @@ def _await_loaded(socket: Path) -> bool:
 def _start(directory: Path, socket: Path) -> None:
     configuration = directory / "redis.conf"
     configuration.write_text(_CONFIGURATION.format(socket=socket, directory=directory))
-    process = subprocess.Popen(  # noqa: S603 - our own binary, no user input
+    process = subprocess.Popen(
         [find_server_binary(), str(configuration)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

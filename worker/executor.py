@@ -7,7 +7,7 @@ import os
 import secrets
 import socket
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from redis.exceptions import RedisError
@@ -84,7 +84,12 @@ class Executor:
             return
         settings = self._settings
         owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-        lease = Lease(run_id, owner, asyncio.get_running_loop().time() + settings.lease_s)
+        lease = Lease(
+            run_id=run_id,
+            owner=owner,
+            valid_until=asyncio.get_running_loop().time() + settings.lease_s,
+            run_age_s=(await self._ledger.now_ms() - run.started_ms) / 1000,
+        )
         jobs = await self._ledger.claim(run_id, numbers, owner=owner, lease_s=settings.lease_s)
         log.info("batch_claimed", run_id=run_id, asked=len(numbers), claimed=len(jobs))
         if not jobs:
@@ -105,11 +110,12 @@ class Executor:
             for job in jobs
         }
         keeper = asyncio.create_task(self._keep(lease, tasks))
-        draining = asyncio.create_task(self._draining.wait())
+        draining = asyncio.ensure_future(self._draining.wait())
         finished = asyncio.gather(*tasks.values(), return_exceptions=True)
+        either: set[asyncio.Future[Any]] = {finished, draining}
         try:
             await asyncio.wait(
-                {finished, draining},
+                either,
                 timeout=self._settings.batch_max_s,
                 return_when=asyncio.FIRST_COMPLETED,
             )

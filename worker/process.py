@@ -16,6 +16,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from worker import embedded_redis
+from worker.broker import make_app, sender
 from worker.deletion import Deleter
 from worker.executor import Executor
 from worker.feed import Feed
@@ -44,8 +45,6 @@ class WorkerProcess:
     """
 
     def __init__(self, config: Settings) -> None:
-        from worker.tasks import send_batch
-
         self.pid = os.getpid()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="loop", daemon=True)
@@ -58,7 +57,7 @@ class WorkerProcess:
         )
         ledger = Ledger(self._redis, retention_days=config.retention_days)
         recorder = Recorder(ledger)
-        feed = Feed(ledger, send_batch, config)
+        feed = Feed(ledger, sender(make_app(config)), config)
         self._executor = Executor(
             endpoint=endpoint,
             ledger=ledger,
@@ -78,6 +77,7 @@ class WorkerProcess:
                 ),
                 in_flight=config.in_flight,
                 inline_wait_s=config.inline_wait_s,
+                verify_deadline_s=config.verify_deadline_s,
             ),
         )
         self._reconciler = Reconciler(

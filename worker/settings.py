@@ -13,6 +13,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from worker import embedded_redis
+from worker.modelarts import AccessKey, Endpoint, IamUser, Token
 
 ENV_PREFIX = "POOLSWEEP_"
 REDIS_SCHEMES = ("redis", "rediss", "unix")
@@ -128,6 +129,58 @@ class Settings(BaseSettings):
             query = parts.query.replace("db=", "virtual_host=")
             return f"redis+socket://{at}{parts.path}" + (f"?{query}" if query else "")
         return url
+
+    @property
+    def api_endpoint(self) -> Endpoint:
+        """Where the API is.
+
+        Raises:
+            SettingsError: it is not set, or is not a base URL that is accepted.
+        """
+        return self._endpoint("endpoint", self.endpoint)
+
+    def _endpoint(self, field: str, text: str | None) -> Endpoint:
+        name = ENV_PREFIX + field.upper()
+        if text is None:
+            raise SettingsError(f"{name}: not set; accepted: https://host or https://host:port")
+        try:
+            return Endpoint.parse(text, insecure_http=self.insecure_http)
+        except ValueError as error:
+            raise SettingsError(f"{name}: {error}") from None
+
+    @property
+    def credentials(self) -> Token | AccessKey | IamUser:
+        """How to sign in: the one way that is configured.
+
+        Raises:
+            SettingsError: none is, several are, or one is incomplete.
+        """
+        given: dict[str, list[SecretStr | str | None]] = {
+            "POOLSWEEP_TOKEN": [self.token],
+            "POOLSWEEP_AK and POOLSWEEP_SK": [self.ak, self.sk],
+            "POOLSWEEP_IAM_ENDPOINT, _IAM_USER, _IAM_PASSWORD and _IAM_DOMAIN": [
+                self.iam_endpoint,
+                self.iam_user,
+                self.iam_password,
+                self.iam_domain,
+            ],
+        }
+        ways = [way for way, parts in given.items() if any(part is not None for part in parts)]
+        if len(ways) != 1:
+            how = "no credentials are set" if not ways else "more than one way to sign in is set"
+            raise SettingsError(f"{how}; accepted: exactly one of {'; or '.join(given)}.")
+        if any(part is None for part in given[ways[0]]):
+            raise SettingsError(f"The credentials are incomplete; accepted: all of {ways[0]}.")
+        if self.token is not None:
+            return Token(self.token)
+        if self.ak is not None and self.sk is not None:
+            return AccessKey(self.ak, self.sk, self.security_token)
+        return IamUser(
+            endpoint=self._endpoint("iam_endpoint", self.iam_endpoint),
+            name=self.iam_user or "",
+            password=self.iam_password or SecretStr(""),
+            domain=self.iam_domain or "",
+        )
 
     @property
     def burst(self) -> int:

@@ -39,8 +39,7 @@ def overdue(pool: Pool | None, doubt: str, deadline_s: float) -> str:
     start = f"accepted, but not seen to be gone within {deadline_s / 60:g} min: "
     if pool is None:
         return start + doubt
-    message = getattr(pool.status, "message", None) or "no message"
-    return start + f"its phase is {pool.phase or 'unknown'} ({message})"
+    return start + f"its phase is {pool.phase or 'unknown'} ({pool.message or 'no message'})"
 
 
 class Verifier:

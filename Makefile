@@ -1,0 +1,38 @@
+# `make demo` and `make test` need Python 3.11 or newer, make, and a package index; nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint check format clean
+.DEFAULT_GOAL := test
+
+demo: $(VENV)/installed
+	@exec $(BIN)/poolsweep demo
+
+test: lint check
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+
+check: $(VENV)/installed
+	$(BIN)/pytest
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# Debian splits ensurepip off into python3-venv; where that is missing it is installed, as root, or
+# asked for in a sentence.
+$(VENV)/installed: pyproject.toml constraints.txt
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV) || { \
+		test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
+		apt-get update -qq && apt-get install -qq -y python3-venv && \
+		$(PYTHON) -m venv --clear $(VENV); } || { \
+		echo "Install Python's venv module first: apt-get install python3-venv" >&2; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@

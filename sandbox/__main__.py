@@ -1,0 +1,5 @@
+import typer
+
+from sandbox.command import sandbox
+
+typer.run(sandbox)

@@ -1,0 +1,34 @@
+"""`poolsweep worker`: a thin face on the Celery worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from typing import Annotated
+
+import typer
+
+from worker.settings import settings
+
+
+def worker(
+    exit_with_stdin: Annotated[
+        bool, typer.Option(hidden=True, help="End when standard input does.")
+    ] = False,
+) -> None:
+    """Execute runs until stopped: the same as `celery -A worker.app worker`."""
+    config = settings()
+    from worker.app import app
+
+    if exit_with_stdin:
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
+    app.worker_main(
+        ["worker", "--loglevel", config.log_level, "--without-gossip", "--without-mingle"]
+    )
+
+
+def _end_with_stdin() -> None:
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,114 @@
+"""A job and a run as people and programs are shown them: JSON, CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from worker.ledger import Job, Run
+
+COLUMNS = (
+    "job_id",
+    "project_id",
+    "pool_name",
+    "name",
+    "outcome",
+    "reason",
+    "chosen",
+    "attempts",
+    "status",
+    "error_code",
+    "request_id",
+    "ended_at",
+)
+_FORMULA_START = ("=", "+", "-", "@", "\t", "\r")
+
+
+def timestamp(at_ms: int) -> str | None:
+    """ISO 8601 in UTC with milliseconds; None for 0, which means never."""
+    if not at_ms:
+        return None
+    moment = datetime.fromtimestamp(at_ms / 1000, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def run_record(run: Run) -> dict[str, Any]:
+    """A run's fields for JSON."""
+    return {
+        "run_id": run.run_id,
+        "source": run.source,
+        "requester": run.requester,
+        "reason": run.reason,
+        "endpoint": run.endpoint,
+        "state": run.state,
+        "verify": run.verify,
+        "total": run.total,
+        "done": run.done,
+        "counts": {state: count for state, count in run.counts.items() if count},
+        "created_at": timestamp(run.created_ms),
+        "started_at": timestamp(run.started_ms),
+        "finished_at": timestamp(run.finished_ms),
+        "cancelled_at": timestamp(run.cancelled_ms),
+        "note": run.note,
+    }
+
+
+def job_record(job: Job) -> dict[str, Any]:
+    """A job's fields for JSON."""
+    return {
+        "job_id": job.job_id,
+        "project_id": job.project_id,
+        "pool_name": job.pool_name,
+        "name": job.display_name,
+        "outcome": job.state,
+        "reason": job.reason,
+        "chosen": job.chosen,
+        "pool_created_at": job.created or None,
+        "attempts": [
+            {
+                "at": timestamp(attempt.at_ms),
+                "duration_ms": attempt.duration_ms,
+                "status": attempt.status or None,
+                "error_code": attempt.code or None,
+                "request_id": attempt.request_id or None,
+            }
+            for attempt in job.attempts
+        ],
+        "due_at": timestamp(job.due_ms),
+        "ended_at": timestamp(job.done_ms),
+    }
+
+
+async def write_json(run: Run, jobs: AsyncIterator[Job], out: TextIO) -> None:
+    """One JSON object: the run, and its jobs under `jobs`; written job by job."""
+    out.write('{"run": ' + json.dumps(run_record(run), ensure_ascii=False) + ', "jobs": [')
+    separator = "\n"
+    async for job in jobs:
+        out.write(separator + json.dumps(job_record(job), ensure_ascii=False))
+        separator = ",\n"
+    out.write("\n]}\n")
+
+
+async def write_csv(jobs: AsyncIterator[Job], out: TextIO) -> None:
+    """One line for each job (RFC 4180), the last attempt's answer in it.
+
+    A value that a spreadsheet would take for a formula gets an apostrophe before it.
+    """
+    writer = csv.DictWriter(out, COLUMNS, lineterminator="\r\n")
+    writer.writeheader()
+    async for job in jobs:
+        record = job_record(job)
+        last = record["attempts"][-1] if record["attempts"] else {}
+        row = record | last | {"attempts": len(record["attempts"])}
+        writer.writerow({column: _harmless(row.get(column)) for column in COLUMNS})
+
+
+def _harmless(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith(_FORMULA_START):
+        return "'" + value
+    return value

@@ -1,0 +1,77 @@
+"""Celery, set for reliability.
+
+A message is acknowledged only when its batch is done, a worker takes no more than it works on,
+nothing but JSON is read, and there is no result backend, since the ledger is the result. One
+process works on several batches in threads, which do nothing but wait for its event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from celery import Celery
+
+if TYPE_CHECKING:
+    from worker.feed import Send
+    from worker.settings import Settings
+
+EXECUTE_BATCH = "poolsweep.execute_batch"
+KEY_PREFIX = "poolsweep:broker:"
+
+
+def queue_name(endpoint: str) -> str:
+    """The queue of an endpoint's batches: a worker configured for another never sees them.
+
+    Args:
+        endpoint: the base URL of the API.
+    """
+    return f"batches:{urlsplit(endpoint).netloc}"
+
+
+def make_app(settings: Settings) -> Celery:
+    """A Celery app; nothing is connected yet.
+
+    Args:
+        settings: broker, endpoint, times.
+
+    Raises:
+        SettingsError: no endpoint is set, or it is not one.
+    """
+    app = Celery("poolsweep", include=["worker.tasks"], set_as_current=False)
+    app.conf.update(
+        broker_url=settings.broker_location,
+        broker_transport_options={
+            "visibility_timeout": round(settings.visibility_timeout_s),
+            "global_keyprefix": KEY_PREFIX,
+            "socket_timeout": 30,
+            "socket_keepalive": True,
+        },
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        task_default_queue=queue_name(settings.api_endpoint.url),
+        task_serializer="json",
+        accept_content=["json"],
+        task_ignore_result=True,
+        result_backend=None,
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        worker_prefetch_multiplier=1,
+        worker_pool="threads",
+        worker_concurrency=settings.worker_batches,
+        worker_soft_shutdown_timeout=settings.shutdown_s,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+    )
+    return app
+
+
+def sender(app: Celery) -> Send:
+    """What puts a batch on the broker, without holding up the event loop meanwhile."""
+
+    async def send(run_id: str, numbers: list[int]) -> None:
+        message = {"run_id": run_id, "numbers": numbers}
+        await asyncio.to_thread(app.send_task, EXECUTE_BATCH, kwargs=message)
+
+    return send

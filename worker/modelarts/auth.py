@@ -1,0 +1,402 @@
+"""Signing in: a token given by the user, an IAM token fetched and renewed, or AK/SK signatures.
+
+Source: the API document, "Signing in".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final, Protocol
+
+import aiohttp
+import structlog
+from cryptography.fernet import Fernet, InvalidToken
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+from huaweicloudsdkcore.sdk_request import SdkRequest
+from huaweicloudsdkcore.signer.signer import Signer
+
+if TYPE_CHECKING:
+    from pydantic import SecretStr
+    from redis.asyncio import Redis
+
+    from worker.modelarts.names import Endpoint
+
+log = structlog.get_logger(__name__)
+
+IAM_TIMEOUT_S: Final = 30.0
+RENEW_BEFORE_S: Final = 600.0
+"""A token is renewed this long before its end, or a tenth of its life before if that is less."""
+FETCH_LOCK_S: Final = 30
+
+
+class AuthError(RuntimeError):
+    """Signing in failed; the text is one sentence.
+
+    Attributes:
+        temporary: whether it may succeed later, unlike with wrong credentials.
+    """
+
+    def __init__(self, sentence: str, *, temporary: bool) -> None:
+        super().__init__(sentence)
+        self.temporary = temporary
+
+
+class Authenticator(Protocol):
+    """Makes a request one that the API lets in."""
+
+    async def headers(
+        self, method: str, endpoint: Endpoint, path: str, project_id: str
+    ) -> dict[str, str]:
+        """The headers to send with a request that has no body.
+
+        Args:
+            method: the HTTP method.
+            endpoint: where it goes.
+            path: the path and query exactly as they are sent.
+            project_id: the project that it is about.
+
+        Raises:
+            AuthError: there are none to be had.
+        """
+        ...
+
+    async def renew(self, project_id: str) -> None:
+        """The API refused the credentials: get new ones, if that is possible.
+
+        Raises:
+            AuthError: there are none to be had.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Token:
+    """Signing in with a token that the user got.
+
+    Attributes:
+        value: the token.
+    """
+
+    value: SecretStr
+
+
+@dataclass(frozen=True)
+class AccessKey:
+    """Signing in with an access key.
+
+    Attributes:
+        ak, sk: the key and its secret.
+        security_token: with temporary credentials: their token.
+    """
+
+    ak: SecretStr
+    sk: SecretStr
+    security_token: SecretStr | None = None
+
+
+@dataclass(frozen=True)
+class IamUser:
+    """Signing in as a user of the identity service.
+
+    Attributes:
+        endpoint: the identity service.
+        name, password, domain: the user's.
+    """
+
+    endpoint: Endpoint
+    name: str
+    password: SecretStr
+    domain: str
+
+
+Credentials = Token | AccessKey | IamUser
+
+
+def make_authenticator(credentials: Credentials, redis: Redis | None) -> Authenticator:
+    """What signs requests in.
+
+    Args:
+        credentials: the user's.
+        redis: where workers share an IAM token, sealed; None: they do not.
+    """
+    match credentials:
+        case Token():
+            return TokenAuthenticator(credentials)
+        case AccessKey():
+            return AccessKeyAuthenticator(credentials)
+        case IamUser():
+            cache = None if redis is None else RedisTokenCache(redis, credentials)
+            return IamAuthenticator(credentials, cache)
+
+
+class TokenAuthenticator:
+    """Sends the user's token.
+
+    Args:
+        credentials: the token.
+    """
+
+    def __init__(self, credentials: Token) -> None:
+        self._headers = {"X-Auth-Token": credentials.value.get_secret_value()}
+
+    async def headers(
+        self, method: str, endpoint: Endpoint, path: str, project_id: str
+    ) -> dict[str, str]:
+        """The token's header."""
+        return self._headers
+
+    async def renew(self, project_id: str) -> None:
+        """Nothing can be done: the token is the user's."""
+
+
+@dataclass(frozen=True)
+class _Key:
+    ak: str = field(repr=False)
+    sk: str = field(repr=False)
+
+
+class AccessKeyAuthenticator:
+    """Signs each request with an access key, by the official SDK's signer.
+
+    Args:
+        credentials: the access key.
+    """
+
+    def __init__(self, credentials: AccessKey) -> None:
+        self._signer = Signer(
+            _Key(credentials.ak.get_secret_value(), credentials.sk.get_secret_value())
+        )
+        self._security_token = credentials.security_token
+
+    async def headers(
+        self, method: str, endpoint: Endpoint, path: str, project_id: str
+    ) -> dict[str, str]:
+        """The signature and what it covers."""
+        scheme, _, host = endpoint.url.partition("://")
+        resource, _, query = path.partition("?")
+        given = {"X-Project-Id": project_id, "Content-Type": "application/json"}
+        if self._security_token:
+            given["X-Security-Token"] = self._security_token.get_secret_value()
+        pairs = [pair.partition("=") for pair in query.split("&") if pair]
+        request = SdkRequest(
+            method=method,
+            schema=scheme,
+            host=host,
+            resource_path=resource,
+            query_params=[(key, value) for key, _, value in pairs],
+            header_params=given,
+            body="",
+        )
+        signed: dict[str, str] = self._signer.sign(request).header_params
+        return signed
+
+    async def renew(self, project_id: str) -> None:
+        """Nothing can be done: the keys are the user's."""
+
+
+@dataclass(frozen=True)
+class IamToken:
+    """A token of the identity service, and when it ends (s since the epoch)."""
+
+    value: str = field(repr=False)
+    ends: float
+    issued: float
+
+    def is_good(self, now: float) -> bool:
+        """Whether it need not be renewed yet."""
+        return now < self.ends - min(RENEW_BEFORE_S, (self.ends - self.issued) / 10)
+
+
+class TokenCache(Protocol):
+    """Where the workers share their tokens."""
+
+    async def get(self, project_id: str) -> IamToken | None:
+        """The shared token of a project, if there is one."""
+        ...
+
+    async def put(self, project_id: str, token: IamToken) -> None:
+        """Share a token until it ends."""
+        ...
+
+    async def may_fetch(self, project_id: str) -> bool:
+        """Whether the caller is the one to fetch a new token now, rather than wait for it."""
+        ...
+
+
+class IamAuthenticator:
+    """Fetches a token for each project, shares it, and renews it before it ends.
+
+    Args:
+        user: who signs in.
+        cache: where the token is shared; None: it is not.
+    """
+
+    def __init__(self, user: IamUser, cache: TokenCache | None) -> None:
+        self._user = user
+        self._cache = cache
+        self._tokens: dict[str, IamToken] = {}
+        self._refused: dict[str, str] = {}
+        self._fetching: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def headers(
+        self, method: str, endpoint: Endpoint, path: str, project_id: str
+    ) -> dict[str, str]:
+        """The token's header."""
+        token = self._tokens.get(project_id)
+        if token is None or not token.is_good(time.time()):
+            token = await self._new(project_id)
+        return {"X-Auth-Token": token.value}
+
+    async def renew(self, project_id: str) -> None:
+        """Forget the refused token, and use another: the other workers' newer one, or a new one."""
+        token = self._tokens.pop(project_id, None)
+        if token is not None:
+            self._refused[project_id] = token.value
+        await self._new(project_id)
+
+    async def _new(self, project_id: str) -> IamToken:
+        async with self._fetching[project_id]:
+            # Whoever held the lock before may have brought one.
+            token = self._tokens.get(project_id)
+            if token is None or not token.is_good(time.time()):
+                token = await self._shared_or_fetched(project_id)
+                self._tokens[project_id] = token
+            return token
+
+    async def _shared_or_fetched(self, project_id: str) -> IamToken:
+        cache = self._cache
+        if cache is None:
+            return await fetch_token(self._user, project_id)
+        deadline = time.monotonic() + FETCH_LOCK_S
+        while True:
+            token = await cache.get(project_id)
+            if (
+                token
+                and token.is_good(time.time())
+                and token.value != self._refused.get(project_id)
+            ):
+                return token
+            if await cache.may_fetch(project_id) or time.monotonic() > deadline:
+                token = await fetch_token(self._user, project_id)
+                await cache.put(project_id, token)
+                return token
+            await asyncio.sleep(0.1)  # another worker is fetching one
+
+
+async def fetch_token(user: IamUser, project_id: str) -> IamToken:
+    """Ask the identity service for a token with the scope of a project.
+
+    Raises:
+        AuthError: the credentials are wrong, or the service does not answer as it should.
+    """
+    domain = {"name": user.domain}
+    identity = {
+        "methods": ["password"],
+        "password": {
+            "user": {
+                "name": user.name,
+                "password": user.password.get_secret_value(),
+                "domain": domain,
+            }
+        },
+    }
+    request = {"auth": {"identity": identity, "scope": {"project": {"id": project_id}}}}
+    url = f"{user.endpoint.url}/v3/auth/tokens"
+    where = f"the identity service at {user.endpoint.url}"
+    issued = time.time()
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=IAM_TIMEOUT_S)) as session,
+            session.post(url, json=request, allow_redirects=False) as response,
+        ):
+            value = response.headers.get("X-Subject-Token", "")
+            body = await response.content.read(1 << 20)
+            status = response.status
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise AuthError(
+            f"Signing in failed: {where} does not answer ({error}).", temporary=True
+        ) from None
+    if status in {400, 401, 403}:
+        raise AuthError(
+            f"Signing in failed: {where} refused the user, password, domain or project "
+            f"(HTTP {status}).",
+            temporary=False,
+        )
+    if status != 201 or not value:
+        raise AuthError(
+            f"Signing in failed: {where} answered HTTP {status} without a token.", temporary=True
+        )
+    log.info("iam_token_fetched", project_id=project_id)
+    return IamToken(value, _end_of(body, issued), issued)
+
+
+def _end_of(body: bytes, issued: float) -> float:
+    """When a token ends by the service's answer; in an hour if it does not say so readably."""
+    try:
+        text = json.loads(body)["token"]["expires_at"]
+        moment = datetime.fromisoformat(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, TypeError, KeyError):
+        return issued + 3_600
+
+
+class RedisTokenCache:
+    """Shares tokens through Redis, sealed: Redis never holds one in clear.
+
+    The key is derived from the password, which every worker knows and Redis does not (scrypt,
+    RFC 7914; Fernet seals with AES-CBC and HMAC-SHA256).
+
+    Args:
+        redis: a connection that decodes responses.
+        user: whose tokens they are.
+    """
+
+    def __init__(self, redis: Redis, user: IamUser) -> None:
+        self._redis = redis
+        self._user = user
+        self._identity = "\n".join((user.endpoint.url, user.domain, user.name))
+        self._seal: Fernet | None = None
+
+    async def get(self, project_id: str) -> IamToken | None:
+        """The shared token; None if there is none, or it was sealed with another password."""
+        sealed = await self._redis.get(self._key(project_id))
+        if sealed is None:
+            return None
+        try:
+            text = (await self._fernet()).decrypt(str(sealed).encode())
+        except InvalidToken:
+            return None
+        return IamToken(**json.loads(text))
+
+    async def put(self, project_id: str, token: IamToken) -> None:
+        """Share a token until it ends; let the next one be fetched."""
+        text = json.dumps({"value": token.value, "ends": token.ends, "issued": token.issued})
+        sealed = (await self._fernet()).encrypt(text.encode()).decode()
+        life_s = max(1, int(token.ends - time.time()))
+        await self._redis.set(self._key(project_id), sealed, ex=life_s)
+        await self._redis.delete(self._key(project_id) + ":lock")
+
+    async def may_fetch(self, project_id: str) -> bool:
+        """Take the lock that lets one worker at a time fetch; it frees itself."""
+        lock = self._key(project_id) + ":lock"
+        return bool(await self._redis.set(lock, "1", nx=True, ex=FETCH_LOCK_S))
+
+    def _key(self, project_id: str) -> str:
+        text = f"{self._identity}\n{project_id}"
+        return f"poolsweep:{{iam:{hashlib.sha256(text.encode()).hexdigest()[:16]}}}"
+
+    async def _fernet(self) -> Fernet:
+        if self._seal is None:
+            salt = hashlib.sha256(self._identity.encode()).digest()
+            derive = Scrypt(salt=salt, length=32, n=2**15, r=8, p=1).derive
+            password = self._user.password.get_secret_value().encode()
+            key = await asyncio.to_thread(derive, password)
+            self._seal = Fernet(base64.urlsafe_b64encode(key))
+        return self._seal

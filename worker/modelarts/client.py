@@ -1,0 +1,346 @@
+"""The API over HTTP: one pooled session, bounded in time and size, no redirects."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+import time
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import aiohttp
+from yarl import URL
+
+from worker.modelarts.answers import (
+    Answer,
+    Body,
+    Failure,
+    Verdict,
+    VerdictKind,
+    classify,
+    parse_error_body,
+    parse_retry_after,
+    printable,
+)
+from worker.modelarts.names import Endpoint, validate_pool_name, validate_project_id
+from worker.modelarts.pool import Pool, UnreadablePoolError, parse_tags
+from worker.modelarts.schema import Node, Workload
+
+if TYPE_CHECKING:
+    from worker.modelarts.auth import Authenticator
+
+SMALL_BODY: Final = 1 << 20
+LARGE_BODY: Final = 256 << 20
+PAGE: Final = 500
+_REQUEST_ID = "X-Request-Id"
+
+
+class ApiError(RuntimeError):
+    """A read that failed; its text is one sentence.
+
+    Attributes:
+        answer: what came back.
+        verdict: what that means.
+    """
+
+    def __init__(self, what: str, answer: Answer, verdict: Verdict) -> None:
+        super().__init__(f"{what}: {verdict.reason}.")
+        self.answer = answer
+        self.verdict = verdict
+
+
+@dataclass(frozen=True, slots=True)
+class PoolListing:
+    """A project's pools.
+
+    Attributes:
+        pools: those that could be read.
+        unreadable: those that name no pool, as they came.
+    """
+
+    pools: list[Pool]
+    unreadable: list[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ClientOptions:
+    """How calls are made.
+
+    Attributes:
+        connect_timeout_s: seconds until a connection must stand.
+        total_timeout_s: seconds until the whole answer must be there.
+        max_connections: connections at once.
+        request_type: the header `request-type`; None: not sent.
+        user_id: the header `X-ModelArts-User-ID`; None: not sent.
+        user_agent: the header `User-Agent`.
+    """
+
+    connect_timeout_s: float = 5
+    total_timeout_s: float = 30
+    max_connections: int = 120
+    request_type: str | None = None
+    user_id: str | None = None
+    user_agent: str = "poolsweep"
+
+
+class ModelArtsClient:
+    """The calls that poolsweep makes.
+
+    Args:
+        endpoint: the API's base URL.
+        authenticator: signs in.
+        options: how calls are made.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, authenticator: Authenticator, options: ClientOptions
+    ) -> None:
+        self._endpoint = endpoint
+        self._authenticator = authenticator
+        self._options = options
+        self._session: aiohttp.ClientSession | None = None
+        self._headers = {"Content-Type": "application/json", "User-Agent": options.user_agent}
+        if options.request_type:
+            self._headers["request-type"] = options.request_type
+        if options.user_id:
+            self._headers["X-ModelArts-User-ID"] = options.user_id
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the pooled connections."""
+        if self._session:
+            await self._session.close()
+            self._session = None
+
+    async def renew_credentials(self, project_id: str) -> None:
+        """Get new credentials after a 401, if that is possible.
+
+        Raises:
+            AuthError: there are none to be had.
+        """
+        await self._authenticator.renew(project_id)
+
+    async def delete_pool(self, project_id: str, pool_name: str) -> Answer:
+        """Exactly one DELETE on the wire.
+
+        Args:
+            project_id, pool_name: the pool.
+
+        Returns:
+            What came back; trouble on the way is an answer too.
+
+        Raises:
+            ValueError: a name that must not stand in a path; nothing is sent.
+            AuthError: signing in failed; nothing is sent.
+
+        Source: the API document, DELETE /v2/{project_id}/pools/{pool_name}.
+        """
+        answer, _ = await self._call("DELETE", project_id, _pool_path(project_id, pool_name))
+        return answer
+
+    async def list_pools(self, project_id: str) -> PoolListing:
+        """All pools of a project.
+
+        Raises:
+            ValueError, AuthError: as with `delete_pool`.
+            ApiError: the API does not answer with a list.
+
+        Source: the API document, GET /v2/{project_id}/pools.
+        """
+        path = f"/v2/{validate_project_id(project_id)}/pools"
+        document = await self._read("listing the pools", project_id, path, LARGE_BODY)
+        listing = PoolListing([], [])
+        for raw in _items(document, "listing the pools"):
+            try:
+                listing.pools.append(Pool.parse(raw))
+            except UnreadablePoolError:
+                listing.unreadable.append(raw)
+        return listing
+
+    async def show_pool(self, project_id: str, pool_name: str) -> Pool | None:
+        """One pool; None only if the API itself says that it is not found.
+
+        Raises:
+            ValueError, AuthError: as with `delete_pool`.
+            ApiError: the API answers neither with the pool nor that it is not found.
+
+        Source: the API document, GET /v2/{project_id}/pools/{pool_name}.
+        """
+        what = f"reading pool {pool_name}"
+        try:
+            document = await self._read(what, project_id, _pool_path(project_id, pool_name))
+        except ApiError as error:
+            if error.verdict.kind is VerdictKind.ALREADY_DELETED:
+                return None
+            raise
+        try:
+            pool = Pool.parse(document)
+        except UnreadablePoolError:
+            pool = None
+        if pool is None or pool.pool_id != pool_name:
+            raise _not_understood(what, "the answer is not that pool")
+        return pool
+
+    async def show_pool_tags(self, project_id: str, pool_name: str) -> dict[str, str]:
+        """The tags of a pool, from the tag service.
+
+        Raises:
+            ValueError, AuthError, ApiError: as with `show_pool`.
+            UnreadableTagsError: they are in no form that is understood.
+
+        Source: the API document, GET /v1/{project_id}/pools/{pool_name}/tags.
+        """
+        path = _pool_path(project_id, pool_name, "v1") + "/tags"
+        document = await self._read(f"reading the tags of pool {pool_name}", project_id, path)
+        return parse_tags(json.dumps(document.get("tags")))
+
+    async def list_nodes(self, project_id: str, pool_name: str) -> list[Node]:
+        """The nodes of a pool.
+
+        Raises:
+            ValueError, AuthError, ApiError: as with `list_pools`.
+        """
+        what = f"listing the nodes of pool {pool_name}"
+        path = _pool_path(project_id, pool_name) + "/nodes"
+        document = await self._read(what, project_id, path, LARGE_BODY)
+        return [Node.model_validate(raw) for raw in _items(document, what) if isinstance(raw, dict)]
+
+    async def list_workloads(self, project_id: str, pool_name: str) -> list[Workload]:
+        """What runs in a pool, all pages of it.
+
+        Raises:
+            ValueError, AuthError, ApiError: as with `list_pools`.
+
+        Source: the API document, GET /v2/{project_id}/pools/{pool_name}/workloads.
+        """
+        what = f"listing the workloads of pool {pool_name}"
+        path = _pool_path(project_id, pool_name) + "/workloads"
+        found: list[Workload] = []
+        while True:
+            query = f"?limit={PAGE}&offset={len(found)}"
+            page = _items(await self._read(what, project_id, path + query, LARGE_BODY), what)
+            found += [Workload.model_validate(raw) for raw in page if isinstance(raw, dict)]
+            if len(page) < PAGE:
+                return found
+
+    async def _read(
+        self, what: str, project_id: str, path: str, limit: int = SMALL_BODY
+    ) -> dict[str, Any]:
+        answer, raw = await self._call("GET", project_id, path, limit)
+        if answer.status == 401:
+            await self.renew_credentials(project_id)
+            answer, raw = await self._call("GET", project_id, path, limit)
+        if answer.status == 200 and answer.body is Body.OBJECT:
+            document: dict[str, Any] = json.loads(raw)
+            return document
+        verdict = classify(answer)
+        if verdict.kind in {VerdictKind.ACCEPTED, VerdictKind.RENEW}:
+            verdict = replace(verdict, kind=VerdictKind.FAILED)
+        if verdict.kind is VerdictKind.FAILED and answer.status == 204:
+            verdict = replace(verdict, reason="HTTP 204: an empty answer")
+        raise ApiError(what, answer, verdict)
+
+    async def _call(
+        self, method: str, project_id: str, path: str, limit: int = SMALL_BODY
+    ) -> tuple[Answer, bytes]:
+        signed = await self._authenticator.headers(method, self._endpoint, path, project_id)
+        # What was signed must be sent to the letter, so the URL is not to be quoted again.
+        url = URL(self._endpoint.url + path, encoded=True)
+        started = time.perf_counter()
+        status, error_body, request_id, retry_after_s = None, parse_error_body(b""), "", None
+        failure, detail, raw = None, "", b""
+        try:
+            async with self._open().request(
+                method, url, headers={**self._headers, **signed}, allow_redirects=False
+            ) as response:
+                raw = await _bounded(response, limit)
+                status = response.status
+                request_id = response.headers.get(_REQUEST_ID, "")
+                header = response.headers.get("Retry-After")
+                retry_after_s = parse_retry_after(header, datetime.now(UTC)) if header else None
+            error_body = parse_error_body(raw)
+        except _OversizedError:
+            failure = Failure.OVERSIZED
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            failure, detail = _failure(error)
+        answer = Answer(
+            method=method,
+            status=status,
+            body=error_body.body,
+            error_code=error_body.error_code,
+            error_msg=error_body.error_msg,
+            request_id=printable(request_id, 64) or error_body.request_id,
+            retry_after_s=retry_after_s,
+            failure=failure,
+            detail=detail,
+            duration_s=time.perf_counter() - started,
+            received_ms=time.time_ns() // 1_000_000,
+        )
+        return answer, raw
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            options = self._options
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=options.max_connections),
+                timeout=aiohttp.ClientTimeout(
+                    total=options.total_timeout_s, sock_connect=options.connect_timeout_s
+                ),
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+        return self._session
+
+
+class _OversizedError(Exception):
+    pass
+
+
+async def _bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """The body as decompressed, read no further than the limit in bytes."""
+    chunks, size = [], 0
+    async for chunk in response.content.iter_any():
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > limit:
+            response.close()
+            raise _OversizedError
+    return b"".join(chunks)
+
+
+def _failure(error: Exception) -> tuple[Failure, str]:
+    detail = printable(str(error) or type(error).__name__)
+    if isinstance(
+        error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientSSLError | ssl.SSLError
+    ):
+        return Failure.TLS, detail
+    if isinstance(error, TimeoutError | asyncio.TimeoutError):
+        return Failure.TIMEOUT, detail
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return Failure.CONNECT, detail
+    if isinstance(error, aiohttp.ClientConnectionError | aiohttp.ClientPayloadError | OSError):
+        return Failure.RESET, detail
+    return Failure.INVALID, detail
+
+
+def _pool_path(project_id: str, pool_name: str, version: str = "v2") -> str:
+    # Both are of characters that need no quoting; anything else does not get here.
+    return f"/{version}/{validate_project_id(project_id)}/pools/{validate_pool_name(pool_name)}"
+
+
+def _items(document: dict[str, Any], what: str) -> list[Any]:
+    items = document.get("items")
+    if not isinstance(items, list):
+        raise _not_understood(what, "the answer holds no list of items")
+    return items
+
+
+def _not_understood(what: str, why: str) -> ApiError:
+    answer = Answer(method="GET", status=200, body=Body.OBJECT)
+    return ApiError(what, answer, Verdict(VerdictKind.FAILED, why))
