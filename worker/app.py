@@ -13,14 +13,15 @@ from worker.settings import settings
 app = make_app(settings())
 
 
-@signals.setup_logging.connect
-def _log_through_structlog(**_: Any) -> None:
-    log.configure(settings())
-
-
 @signals.celeryd_init.connect
-def _join_redis(**_: Any) -> None:
+def _prepare(**_: Any) -> None:
+    log.configure(settings())
     process.join_redis()
+
+
+@signals.setup_logging.connect
+def _leave_logging_alone(**_: Any) -> None:
+    """That somebody listens keeps Celery from setting up logs of its own."""
 
 
 @signals.worker_ready.connect

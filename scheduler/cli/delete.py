@@ -134,6 +134,6 @@ async def _wait(ledger: Ledger, run_id: str) -> bool:
     stdout.print(tables.outcomes(run))
     failures = await ledger.jobs(run_id, outcome=JobState.FAILED)
     if failures:
-        stdout.print(tables.jobs(failures, "Failures"))
+        stdout.print(tables.failures(failures))
     stdout.print(f"Look again with: poolsweep results {run_id}")
     return bool(run.counts[JobState.FAILED])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import getpass
-from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 CLEANUP_TAG = "poolsweep/cleanup"
-_SANDBOX = ["--delete-seconds", "1", "--latency-ms", "30", "--gone", "0.05", "--throttled", "0.02"]
+_SANDBOX = ["--delete-seconds", "1", "--latency-ms", "30", "--gone", "0.05", "--throttled", "0.01"]
 _SANDBOX += ["--flaky", "0.08", "--doomed", "0.02", "--stuck", "0.01"]
 
 
@@ -56,7 +55,7 @@ def _environment(cloud: Mapping[str, Any]) -> dict[str, str]:
         "ENDPOINT": cloud["url"],
         "AK": cloud["ak"],
         "SK": cloud["sk"],
-        "RATE_LIMIT": "80",
+        "RATE_LIMIT": "100",
         "VERIFY_INTERVAL_S": "1",
         "VERIFY_DEADLINE_S": "8",
         "BACKOFF_BASE_S": "0.5",
@@ -92,7 +91,7 @@ async def _demo(config: Settings, environment: Mapping[str, str], project: str) 
         stdout.print(tables.outcomes(run))
         failures = await ledger.jobs(run_id, outcome=JobState.FAILED)
         if failures:
-            stdout.print(tables.jobs(failures, "Every failure, and why"))
+            stdout.print(tables.failures(failures))
     stdout.print("The simulated cloud fails some pools on purpose; all others are gone or kept.")
     stdout.print(f"Look again with: poolsweep results {run_id}")
     stdout.print(f"Only failures:   poolsweep results {run_id} --outcome failed")
@@ -102,9 +101,7 @@ async def _demo(config: Settings, environment: Mapping[str, str], project: str) 
 def _show(swept: Plan) -> None:
     count, nodes = totals(swept.decisions)
     stdout.print(f"Plan: {count} of {len(swept.decisions)} pools to delete; {tables.nodes(nodes)}")
-    kept = Counter(decision.reason.split(":")[0] for decision in swept.refusals)
-    for reason, number in kept.most_common(12):
-        stdout.print(f"  keep {number}: {reason}", markup=False)
+    stdout.print(tables.kept(swept.refusals))
 
 
 async def _write_off(ledger: Ledger, run_id: str) -> None:

@@ -25,10 +25,18 @@ def worker(
     if exit_with_stdin:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
     app.worker_main(
-        ["worker", "--loglevel", config.log_level, "--without-gossip", "--without-mingle"]
+        [
+            "--quiet",
+            "worker",
+            "--loglevel",
+            config.log_level,
+            "--without-gossip",
+            "--without-mingle",
+        ]
     )
 
 
 def _end_with_stdin() -> None:
-    sys.stdin.buffer.read()
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
     os.kill(os.getpid(), signal.SIGTERM)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -12,9 +13,10 @@ from worker.ledger import JobState
 from worker.modelarts import UnreadableTagsError
 
 if TYPE_CHECKING:
-    from collections import Counter
     from collections.abc import Iterable, Sequence
     from datetime import datetime
+
+    from rich.console import RenderableType
 
     from scheduler.selection import Decision
     from worker.ledger import Job, Run
@@ -50,6 +52,8 @@ def nodes(by_flavor: Counter[str] | dict[str, int]) -> str:
 def decisions(rows: Iterable[Decision], now: datetime) -> Table:
     """What is to become of pools, and why."""
     table = Table("decision", "pool", "name", "age", "nodes", "phase", "billing", "tags", "reason")
+    for column in table.columns:
+        column.overflow = "fold"
     for row in rows:
         pool = row.pool
         try:
@@ -72,7 +76,7 @@ def decisions(rows: Iterable[Decision], now: datetime) -> Table:
 
 def outcomes(run: Run) -> Table:
     """A run's jobs counted by outcome."""
-    table = Table("outcome", "jobs", title=f"Run {run.run_id}: {run.state}", title_justify="left")
+    table = Table("outcome", "jobs")
     table.columns[1].justify = "right"
     for state in JobState:
         if count := run.counts[state]:
@@ -82,19 +86,40 @@ def outcomes(run: Run) -> Table:
     return table
 
 
-def jobs(rows: Sequence[Job], title: str | None = None) -> Table:
+def jobs(rows: Iterable[Job]) -> Table:
     """Jobs with their outcome and its reason."""
-    table = Table("outcome", "pool", "name", "attempts", "reason", title=title)
-    table.title_justify = "left"
-    table.columns[3].justify = "right"
+    table = Table("outcome", "pool", "calls", "reason")
+    table.columns[1].overflow = "fold"
+    table.columns[2].justify = "right"
     for job in rows:
         table.add_row(
             f"[{STYLES[job.state]}]{job.state}[/]",
             escape(job.pool_name),
-            escape(job.display_name),
             str(len(job.attempts)),
             escape(job.reason),
         )
+    return table
+
+
+def failures(rows: Iterable[Job]) -> RenderableType:
+    """Every job with its reason, those with the same reason together."""
+    by_reason: dict[str, list[Job]] = {}
+    for job in rows:
+        by_reason.setdefault(job.reason, []).append(job)
+    lines = []
+    for reason, group in sorted(by_reason.items(), key=lambda item: -len(item[1])):
+        lines.append(f"[bold red]{len(group)} failed:[/] {escape(reason)}")
+        lines += [f"    {escape(job.pool_name)}" for job in group]
+    return "\n".join(lines)
+
+
+def kept(rows: Iterable[Decision]) -> Table:
+    """How many pools stay, by reason."""
+    table = Table("kept", "why", show_header=False, box=None)
+    table.columns[0].justify = "right"
+    reasons = Counter(row.reason.split(":")[0] for row in rows)
+    for reason, count in reasons.most_common():
+        table.add_row(str(count), escape(reason))
     return table
 
 
