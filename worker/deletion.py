@@ -12,7 +12,15 @@ import structlog
 from redis.exceptions import RedisError
 
 from worker.ledger import Attempt, JobState, Move
-from worker.modelarts import ApiError, Precondition, Verdict, VerdictKind, changes, classify
+from worker.modelarts import (
+    ApiError,
+    AuthError,
+    Precondition,
+    Verdict,
+    VerdictKind,
+    changes,
+    classify,
+)
 from worker.retry import GiveUp, RetryPolicy, backoff_s, decide
 
 if TYPE_CHECKING:
@@ -35,7 +43,7 @@ class Lease:
         run_id: the run.
         owner: the fence: the ledger accepts moves of these jobs from this owner alone.
         valid_until: when it runs out unless renewed, in seconds of the event loop's clock.
-        run_age_s: how long ago the run was started.
+        claimed_ms: when it began, in ms of the ledger's clock.
         held: the jobs that are neither ended nor given back.
         calling: since when (ms since the epoch) a job's DELETE is under way.
     """
@@ -43,7 +51,7 @@ class Lease:
     run_id: str
     owner: str
     valid_until: float
-    run_age_s: float
+    claimed_ms: int
     held: set[int] = field(default_factory=set)
     calling: dict[int, int] = field(default_factory=dict)
 
@@ -65,8 +73,6 @@ class LeaseLostError(Exception):
 
 ABSENT = "absent"
 """The fingerprint of a pool that was not there when it was asked for."""
-
-SUBPOOL_WAIT_S = 10.0
 
 
 def judge(job: Job, pool: Pool | None) -> tuple[JobState, str] | None:
@@ -105,6 +111,7 @@ class Deleter:
         in_flight: DELETE calls under way at once in this process.
         inline_wait_s: backoffs up to this many seconds are waited here; longer ones are the
             ledger's.
+        blocked_wait_s: seconds until a pool that waits for its sub-pools is looked at again.
         verify_deadline_s: how long a deletion may take in the cloud.
     """
 
@@ -118,6 +125,7 @@ class Deleter:
         policy: RetryPolicy,
         in_flight: int,
         inline_wait_s: float,
+        blocked_wait_s: float,
         verify_deadline_s: float,
     ) -> None:
         self._client = client
@@ -127,6 +135,7 @@ class Deleter:
         self._policy = policy
         self._in_flight = asyncio.Semaphore(in_flight)
         self._inline_wait_s = inline_wait_s
+        self._blocked_wait_s = blocked_wait_s
         self._verify_deadline_s = verify_deadline_s
 
     async def delete(self, job: Job, lease: Lease, *, alone: bool) -> None:
@@ -150,8 +159,8 @@ class Deleter:
         except Exception as error:
             # A defect must neither lose the job nor repeat it for ever.
             task.log.exception("job_crashed")
-            attempt = Attempt(time.time_ns() // 1_000_000, 0, 0, type(error).__name__, "")
-            await task.retry(attempt, f"internal error: {type(error).__name__}", None, inline=False)
+            name = type(error).__name__
+            await task.retry(_mark(name), f"internal error: {name}", None, inline=False)
 
 
 class _Task:
@@ -176,22 +185,25 @@ class _Task:
                 if end is not None:
                     return await self._end_or_wait(*end)
                 answer = await self._call()
-                verdict = classify(answer)
+                attempt, verdict = _attempt(answer), classify(answer)
             except ApiError as error:
                 # Not a DELETE: the read before it failed, and nothing is deleted on doubt.
-                answer, verdict = error.answer, _of_a_read(error.verdict)
-            if not await self._handle(answer, verdict):
+                attempt, verdict = _attempt(error.answer), _of_a_read(error.verdict)
+            except AuthError as error:
+                attempt, verdict = _mark("sign_in_failed"), _of_a_sign_in(error)
+            if not await self._handle(attempt, verdict):
                 return None
 
     async def _end_or_wait(self, state: JobState, reason: str) -> None:
         wait_ms = 0
         if state is JobState.PENDING:
             # The sub-pools are deleted by the same run, in minutes to an hour; a wait for them is
-            # no attempt, and ends when the run is older than such a deletion may take.
-            wait_ms = round(SUBPOOL_WAIT_S * 1000)
-            if self._lease.run_age_s > self._deleter._verify_deadline_s:
+            # no attempt, and ends when it has taken longer than such a deletion may.
+            deleter, since_ms = self._deleter, self._job.blocked_ms or self._lease.claimed_ms
+            wait_ms = round(deleter._blocked_wait_s * 1000)
+            if self._lease.claimed_ms - since_ms > deleter._verify_deadline_s * 1000:
                 state, reason = JobState.FAILED, f"given up: it still {reason}"
-        await self._move(state, reason, wait_ms=wait_ms)
+        await self._move(state, reason, wait_ms=wait_ms, blocked=state is JobState.PENDING)
 
     async def _until_ready(self) -> tuple[JobState, str] | None:
         """Wait until the call may be made now; or find how the job ends without one."""
@@ -220,9 +232,8 @@ class _Task:
                     self._job.project_id, self._job.pool_name
                 )
 
-    async def _handle(self, answer: Answer, verdict: Verdict) -> bool:
-        """Record what an answer means. Returns whether to go on trying here."""
-        attempt = _attempt(answer)
+    async def _handle(self, attempt: Attempt, verdict: Verdict) -> bool:
+        """Record what an attempt came to. Returns whether to go on trying here."""
         if verdict.throttled:
             await self._deleter._limiter.throttled(self._job.project_id, verdict.retry_after_s)
         match verdict.kind:
@@ -232,8 +243,11 @@ class _Task:
                 await self._move(JobState.ALREADY_DELETED, verdict.reason, attempt)
             case VerdictKind.RENEW if not self._renewed:
                 self._renewed = True
-                await self._deleter._client.renew_credentials(self._job.project_id)
                 await self._note(attempt, verdict.reason)
+                try:
+                    await self._deleter._client.renew_credentials(self._job.project_id)
+                except AuthError as error:
+                    return await self._handle(_mark("sign_in_failed"), _of_a_sign_in(error))
                 return True
             case VerdictKind.RENEW | VerdictKind.FAILED:
                 await self._move(JobState.FAILED, verdict.reason, attempt)
@@ -271,16 +285,27 @@ class _Task:
         await self._record(JobState.LEASED, reason, attempt)
 
     async def _move(
-        self, target: JobState, reason: str, attempt: Attempt | None = None, wait_ms: int = 0
+        self,
+        target: JobState,
+        reason: str,
+        attempt: Attempt | None = None,
+        wait_ms: int = 0,
+        *,
+        blocked: bool = False,
     ) -> None:
-        await self._record(target, reason, attempt, wait_ms)
+        await self._record(target, reason, attempt, wait_ms, blocked)
         self._lease.held.discard(self._job.number)
         if target is not JobState.PENDING:
             status = attempt.status if attempt else None
             self.log.info("job_moved", state=target, reason=reason, status=status)
 
     async def _record(
-        self, target: JobState, reason: str, attempt: Attempt | None, wait_ms: int = 0
+        self,
+        target: JobState,
+        reason: str,
+        attempt: Attempt | None,
+        wait_ms: int = 0,
+        blocked: bool = False,
     ) -> None:
         move = Move(
             number=self._job.number,
@@ -290,6 +315,7 @@ class _Task:
             attempt=attempt,
             reason=reason,
             wait_ms=wait_ms,
+            blocked=blocked,
         )
         if not await self._deleter._recorder.record(self._job.run_id, move):
             self._lease.held.discard(self._job.number)
@@ -301,6 +327,16 @@ def _of_a_read(verdict: Verdict) -> Verdict:
     kind = VerdictKind.RETRY if verdict.kind is VerdictKind.RETRY else VerdictKind.FAILED
     reason = f"the pool could not be read before its deletion: {verdict.reason}"
     return Verdict(kind, reason, verdict.retry_after_s, verdict.throttled)
+
+
+def _of_a_sign_in(error: AuthError) -> Verdict:
+    kind = VerdictKind.RETRY if error.temporary else VerdictKind.FAILED
+    return Verdict(kind, str(error))
+
+
+def _mark(code: str) -> Attempt:
+    """An attempt that came to no call."""
+    return Attempt(time.time_ns() // 1_000_000, 0, 0, code, "")
 
 
 def _attempt(answer: Answer) -> Attempt:

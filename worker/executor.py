@@ -88,7 +88,7 @@ class Executor:
             run_id=run_id,
             owner=owner,
             valid_until=asyncio.get_running_loop().time() + settings.lease_s,
-            run_age_s=(await self._ledger.now_ms() - run.started_ms) / 1000,
+            claimed_ms=await self._ledger.now_ms(),
         )
         jobs = await self._ledger.claim(run_id, numbers, owner=owner, lease_s=settings.lease_s)
         log.info("batch_claimed", run_id=run_id, asked=len(numbers), claimed=len(jobs))

@@ -77,6 +77,7 @@ class WorkerProcess:
                 ),
                 in_flight=config.in_flight,
                 inline_wait_s=config.inline_wait_s,
+                blocked_wait_s=config.verify_interval_s,
                 verify_deadline_s=config.verify_deadline_s,
             ),
         )

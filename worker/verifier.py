@@ -36,10 +36,14 @@ def overdue(pool: Pool | None, doubt: str, deadline_s: float) -> str:
         doubt: then: why not.
         deadline_s: the seconds allowed since the cloud accepted the deletion.
     """
-    start = f"accepted, but not seen to be gone within {deadline_s / 60:g} min: "
+    start = f"accepted, but not seen to be gone within {_duration(deadline_s)}: "
     if pool is None:
         return start + doubt
     return start + f"its phase is {pool.phase or 'unknown'} ({pool.message or 'no message'})"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:g} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 class Verifier:

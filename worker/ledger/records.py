@@ -122,6 +122,7 @@ class Job:
     state: JobState
     reason: str
     due_ms: int
+    blocked_ms: int
     done_ms: int
     attempts: tuple[Attempt, ...]
 
@@ -146,6 +147,7 @@ class Job:
             state=JobState(record["state"]),
             reason=record.get("reason", ""),
             due_ms=record.get("due", 0),
+            blocked_ms=record.get("blocked", 0),
             done_ms=record.get("done", 0),
             attempts=tuple(Attempt(*packed) for packed in record.get("attempts", ())),
         )
@@ -162,6 +164,7 @@ class Move:
         attempt: the call that this move follows from.
         reason: why, in one sentence.
         wait_ms: with target `pending`, how long until the job is due again.
+        blocked: with target `pending`, that it waits for other pools; the ledger keeps since when.
     """
 
     number: int
@@ -171,6 +174,7 @@ class Move:
     attempt: Attempt | None = None
     reason: str = ""
     wait_ms: int = 0
+    blocked: bool = False
 
     def packed(self) -> dict[str, Any]:
         """The form that the script reads: what is empty is left out."""
@@ -183,6 +187,8 @@ class Move:
             wish["reason"] = self.reason
         if self.wait_ms:
             wish["wait_ms"] = self.wait_ms
+        if self.blocked:
+            wish["blocked"] = True
         return wish
 
 

@@ -1,5 +1,6 @@
 -- Records what happened to jobs. ARGV[1]: JSON list of moves
---   {n, from, to, owner (of a lease), attempt, reason, wait_ms (until a pending job is due)}.
+--   {n, from, to, owner (of a lease), attempt, reason, wait_ms (until a pending job is due),
+--    blocked (it waits for other pools)}.
 -- A move from another state than the job is in, or of a lease that is another's, is refused.
 -- Returns 1 (done) or 0 (refused) for each.
 local answers = {}
@@ -13,6 +14,7 @@ for i, wish in ipairs(cjson.decode(ARGV[1])) do
       job.attempts[#job.attempts + 1] = wish.attempt
     end
     job.reason = wish.reason
+    if wish.blocked then job.blocked = job.blocked or NOW end
     move(wish.n, job, wish.to, NOW + (wish.wait_ms or 0))
   end
   answers[i] = holds and 1 or 0

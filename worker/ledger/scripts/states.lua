@@ -61,6 +61,7 @@ local function move(n, job, to, at)
   job.due = nil
   if is_final(to) then
     job.done = NOW
+    job.blocked = nil
     redis.call('RPUSH', OUTCOME[to], n)
   elseif to == 'pending' then
     if at > NOW then job.due = at end
