@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,8 @@ class SandboxPool:
         deletes: DELETE calls that it was the target of.
         accepted: whether one was accepted.
         vanished: whether somebody else deleted it, so that calls do not find it.
+        workloads: what the workloads call shows.
+        usage: what the monitor call shows, all the time: percent by metric.
     """
 
     def __init__(self, member: Member) -> None:
@@ -49,7 +52,41 @@ class SandboxPool:
         self.deletes = 0
         self.accepted = False
         self.vanished = member.behaviour is Behaviour.GONE
+        self.workloads = member.workloads
+        self.usage = {"cpuUsage": 3.0, "memUsedRate": 12.0, "gpuUtil": 0.0, "npuUtil": 0.0}
         self._text: bytes | None = None
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """Its labels, or none."""
+        return self._part("metadata", "labels")
+
+    @property
+    def annotations(self) -> dict[str, Any]:
+        """Its annotations, or none."""
+        return self._part("metadata", "annotations")
+
+    @property
+    def phase(self) -> str:
+        """Its phase, or empty."""
+        return str(self._part("status").get("phase", ""))
+
+    @property
+    def parent(self) -> str:
+        """The pool that it lies in, or empty."""
+        return str(self._part("status").get("parent") or "")
+
+    @property
+    def node_count(self) -> int:
+        """The nodes of its first flavor."""
+        resources = self._part("spec").get("resources")
+        return int(resources[0].get("count", 0)) if resources else 0
+
+    def _part(self, *names: str) -> dict[str, Any]:
+        part: Any = self.document
+        for name in names:
+            part = part.get(name) if isinstance(part, dict) else None
+        return part if isinstance(part, dict) else {}
 
     @property
     def text(self) -> bytes:
@@ -60,7 +97,7 @@ class SandboxPool:
 
     def change(self, part: str, values: dict[str, Any]) -> None:
         """Merge values into a part of the document."""
-        self.document = {**self.document, part: {**self.document[part], **values}}
+        self.document = {**self.document, part: {**self._part(part), **values}}
         self._text = None
 
 
@@ -79,14 +116,28 @@ class Cloud:
         self.projects: dict[str, dict[str, SandboxPool]] = {
             project_id: {} for project_id in config.project_ids
         }
+        self._subpools: defaultdict[str, dict[str, SandboxPool]] = defaultdict(dict)
         for member in generate(config, datetime.now(UTC)):
-            self.projects[member.project_id][member.name] = SandboxPool(member)
+            self._put(SandboxPool(member))
 
     def add(self, project_id: str, document: dict[str, Any]) -> SandboxPool:
-        """Put a pool into a project, in place of one with the same name."""
+        """Put a pool into a project, in place of one with the same name.
+
+        Args:
+            project_id: a project that there is.
+            document: the pool; it may lack anything but its name.
+        """
         pool = SandboxPool(Member(project_id, Category.UNTAGGED, Behaviour.NORMAL, document))
-        self.projects[project_id][pool.member.name] = pool
+        self._put(pool)
         return pool
+
+    def _put(self, pool: SandboxPool) -> None:
+        name, pools = pool.member.name, self.projects[pool.member.project_id]
+        if before := pools.get(name):
+            self._subpools[before.parent].pop(name, None)
+        pools[name] = pool
+        if pool.parent:
+            self._subpools[pool.parent][name] = pool
 
     def is_there(self, pool: SandboxPool) -> bool:
         """Whether the pool still exists."""
@@ -94,7 +145,7 @@ class Cloud:
 
     def find(self, project_id: str, name: str) -> SandboxPool | None:
         """A pool that exists."""
-        pool = self.projects[project_id].get(name)
+        pool = self.projects.get(project_id, {}).get(name)
         if not pool or not self.is_there(pool):
             return None
         self._count_subpools(pool)
@@ -114,17 +165,12 @@ class Cloud:
 
     def _count_subpools(self, pool: SandboxPool) -> int:
         """The logical pools that are left in a pool; its annotation says so too."""
-        if pool.member.category is not Category.PARENT:
+        subpools = self._subpools.get(pool.member.name)
+        if not subpools:
             return 0
-        left = sum(
-            bool(
-                other.document["status"].get("parent") == pool.member.name and self.is_there(other)
-            )
-            for other in self.projects[pool.member.project_id].values()
-        )
-        annotations = pool.document["metadata"]["annotations"]
-        if annotations[SUBPOOLS] != str(left):
-            pool.change("metadata", {"annotations": {**annotations, SUBPOOLS: str(left)}})
+        left = sum(map(self.is_there, subpools.values()))
+        if pool.annotations.get(SUBPOOLS) != str(left):
+            pool.change("metadata", {"annotations": {**pool.annotations, SUBPOOLS: str(left)}})
         return left
 
     def delete(self, project_id: str, name: str) -> Reply:
@@ -149,12 +195,12 @@ class Cloud:
         return Reply(200, answer)
 
     def _refused(self, pool: SandboxPool) -> Reply | None:
-        name, annotations = pool.member.name, pool.document["metadata"]["annotations"]
-        if annotations.get("os.modelarts/billing.mode") == "1":
+        name = pool.member.name
+        if pool.annotations.get("os.modelarts/billing.mode") == "1":
             return refusal(400, "ModelArts.50015009", "a yearly/monthly pool must be unsubscribed")
         if pool.member.category is Category.PREPAID_NODES:
             return refusal(400, "ModelArts.50015010", "yearly/monthly nodes must be unsubscribed")
-        if pool.document["status"]["phase"] == "Creating":
+        if pool.phase == "Creating":
             return refusal(409, "ModelArts.50015004", "the pool is being created")
         if self._count_subpools(pool):
             return refusal(409, "ModelArts.50015005", "the pool has logical pools")

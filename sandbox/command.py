@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 
 from sandbox.config import Faults, SandboxConfig
@@ -43,35 +45,46 @@ def sandbox(
     ] = False,
 ) -> None:
     """Serve a simulated ModelArts API on this machine until stopped."""
-    config = SandboxConfig(
-        pools=pools,
-        projects=projects,
-        seed=seed,
-        delete_seconds=delete_seconds,
-        gone=gone,
-        throttled=throttled,
-        flaky=flaky,
-        doomed=doomed,
-        stuck=stuck,
-        auth=auth,
-        token_seconds=token_seconds,
-        faults=Faults(
-            rate_429=rate_429,
-            rate_5xx=rate_5xx,
-            latency_ms=latency_ms,
-            reset_rate=reset_rate,
-            hang_rate=hang_rate,
-            quota=quota,
-            quota_burst=quota_burst,
-        ),
-    )
     try:
-        asyncio.run(_serve(config, port, exit_with_stdin))
-    except OSError as error:
-        sys.stderr.write(
-            f"--port: {port} cannot be used: {error.strerror}; accepted: a free one.\n"
+        config = SandboxConfig(
+            pools=pools,
+            projects=projects,
+            seed=seed,
+            delete_seconds=delete_seconds,
+            gone=gone,
+            throttled=throttled,
+            flaky=flaky,
+            doomed=doomed,
+            stuck=stuck,
+            auth=auth,
+            token_seconds=token_seconds,
+            faults=Faults(
+                rate_429=rate_429,
+                rate_5xx=rate_5xx,
+                latency_ms=latency_ms,
+                reset_rate=reset_rate,
+                hang_rate=hang_rate,
+                quota=quota,
+                quota_burst=quota_burst,
+            ),
         )
-        raise typer.Exit(2) from None
+    except ValidationError as error:
+        _refuse(_sentence(error))
+    asyncio.run(_serve(config, port, exit_with_stdin))
+
+
+def _sentence(error: ValidationError) -> str:
+    fault = error.errors(include_url=False)[0]
+    text = fault["msg"].removeprefix("Value error, ")
+    if not fault["loc"]:
+        return f"{text.replace('_', '-')}."
+    option = str(fault["loc"][-1]).replace("_", "-")
+    return f"--{option}: {str(fault['input'])!r} is not accepted: {text[:1].lower()}{text[1:]}."
+
+
+def _refuse(sentence: str) -> NoReturn:
+    sys.stderr.write(f"poolsweep: {sentence}\n")
+    raise typer.Exit(2) from None
 
 
 async def _serve(config: SandboxConfig, port: int, exit_with_stdin: bool) -> None:
@@ -79,9 +92,17 @@ async def _serve(config: SandboxConfig, port: int, exit_with_stdin: bool) -> Non
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
-    if exit_with_stdin:
-        loop.add_reader(sys.stdin.fileno(), _stop_at_end, stopped)
-    async with running_sandbox(config, port) as running:
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            running = await stack.enter_async_context(running_sandbox(config, port))
+        except OSError as error:
+            why = os.strerror(error.errno) if error.errno else str(error)
+            _refuse(f"--port: {port} cannot be used: {why}; accepted: a free one, or 0.")
+        if exit_with_stdin:
+            try:
+                loop.add_reader(sys.stdin.fileno(), _stop_at_end, stopped)
+            except PermissionError:  # a file, or nothing at all: it has ended already
+                stopped.set()
         _announce(running)
         await stopped.wait()
 

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated
+from typing import Annotated, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 FIRST_PROJECT = "0123456789abcdef0123456789abcdef"
+_RANDOM_FAULTS: Final = ("rate_429", "rate_5xx", "reset_rate", "hang_rate")
+_BEHAVIOURS: Final = ("gone", "throttled", "flaky", "doomed", "stuck")
+
+
+def _check_sum(model: BaseModel, names: tuple[str, ...]) -> None:
+    """One draw decides among shares, so together they are no more than everything."""
+    shares = {name: getattr(model, name) for name in names}
+    if sum(shares.values()) > 1 + 1e-9:
+        given = ", ".join(f"{name} {share:g}" for name, share in shares.items() if share)
+        raise ValueError(f"{given} are more than all; accepted: shares of at most 1 together")
 
 
 class Faults(BaseModel):
@@ -24,7 +34,7 @@ class Faults(BaseModel):
         quota_burst: calls above the quota that a second may have.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     rate_429: Share = 0
     rate_5xx: Share = 0
@@ -33,6 +43,11 @@ class Faults(BaseModel):
     hang_rate: Share = 0
     quota: float = Field(default=0, ge=0)
     quota_burst: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _shares_fit_together(self) -> Self:
+        _check_sum(self, _RANDOM_FAULTS)
+        return self
 
 
 class SandboxConfig(BaseModel):
@@ -50,7 +65,7 @@ class SandboxConfig(BaseModel):
         faults: what goes wrong at random.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     pools: int = Field(default=500, ge=0, le=1_000_000)
     projects: int = Field(default=1, ge=1, le=1_000)
@@ -71,6 +86,11 @@ class SandboxConfig(BaseModel):
     iam_domain: str = "sandbox-domain"
     token_seconds: float = Field(default=86_400, gt=0)
     faults: Faults = Faults()
+
+    @model_validator(mode="after")
+    def _shares_fit_together(self) -> Self:
+        _check_sum(self, _BEHAVIOURS)
+        return self
 
     @property
     def project_ids(self) -> list[str]:

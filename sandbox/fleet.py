@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -54,12 +54,14 @@ class Member:
         project_id: its project.
         category, behaviour: what it is an example of.
         document: as the API shows it.
+        workloads: what runs or ran in it.
     """
 
     project_id: str
     category: Category
     behaviour: Behaviour
     document: Document
+    workloads: list[Document] = field(default_factory=list)
 
     @property
     def name(self) -> str:

@@ -9,15 +9,16 @@ import itertools
 import json
 import random
 import secrets
+import time
 from collections import defaultdict, deque
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 from pydantic import ValidationError
 
-from sandbox.cloud import NOT_FOUND, Cloud, Reply, refusal
+from sandbox.cloud import NOT_FOUND, Cloud, Reply, SandboxPool, refusal
 from sandbox.config import Faults, SandboxConfig
 from sandbox.fleet import Category
 from sandbox.signing import Keys, signature_fault
@@ -31,21 +32,21 @@ JOURNAL = 200_000
 HANG_S = 120.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
-    """A call that arrived.
+    """A call that arrived, in the order of arrival.
 
     Attributes:
         at: seconds of the event loop's clock.
         method, path, pool: what it was; pool is empty for others.
-        status: what was answered; 0: nothing.
+        status: what was answered; 0: nothing, or nothing yet.
     """
 
     at: float
     method: str
     path: str
     pool: str
-    status: int
+    status: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,18 +99,15 @@ class SandboxServer:
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path.startswith("/_sandbox/"):
             return await handler(request)
-        arrived = self._clock()
         pool = request.match_info.get("pool", "")
-        status = 0
-        try:
-            if self.faults.latency_ms:
-                await asyncio.sleep(self.faults.latency_ms / 1000)
-            response = await self._before(request) or await self._routed(request, handler)
-            status = response.status
-            response.headers["X-Request-Id"] = f"sandbox-{next(self._request_ids):012d}"
-            return response
-        finally:
-            self.calls.append(Call(arrived, request.method, request.raw_path, pool, status))
+        call = Call(self._clock(), request.method, request.raw_path, pool)
+        self.calls.append(call)
+        if self.faults.latency_ms:
+            await asyncio.sleep(self.faults.latency_ms / 1000)
+        response = await self._before(request) or await self._routed(request, handler)
+        call.status = response.status
+        response.headers["X-Request-Id"] = f"sandbox-{next(self._request_ids):012d}"
+        return response
 
     async def _routed(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
@@ -136,7 +134,7 @@ class SandboxServer:
         project = request.match_info.get("project")
         if project is None:
             return None
-        if self.config.auth and (fault := self._sign_in_fault(request, project)):
+        if self.config.auth and (fault := await self._sign_in_fault(request, project)):
             return _response(refusal(401, "APIG.0301", f"Incorrect IAM authentication: {fault}"))
         if project not in self.cloud.projects:
             return _response(refusal(403, "ModelArts.50010001", "no access to this project"))
@@ -148,16 +146,18 @@ class SandboxServer:
         if not self.faults.quota:
             return False
         now, recent = self._clock(), self._recent[project]
-        while recent and recent[0] <= now - 1:
+        whole = max(1, int(self.faults.quota))
+        window_s = whole / self.faults.quota  # a second, or what makes the calls whole
+        while recent and recent[0] <= now - window_s:
             recent.popleft()
-        if len(recent) >= self.faults.quota + self.faults.quota_burst:
+        if len(recent) >= whole + self.faults.quota_burst:
             return True
         recent.append(now)
         return False
 
-    def _sign_in_fault(self, request: web.Request, project: str) -> str:
+    async def _sign_in_fault(self, request: web.Request, project: str) -> str:
         if given := request.headers.get("X-Auth-Token"):
-            if hmac.compare_digest(given.encode(), self.config.token.encode()):
+            if hmac.compare_digest(given.encode(errors="replace"), self.config.token.encode()):
                 return ""
             token = self._tokens.get(given)
             if token is None or token.ends <= datetime.now(UTC):
@@ -167,7 +167,8 @@ class SandboxServer:
         if expected is not None and request.headers.get("X-Security-Token") != expected:
             return "the security token is missing or wrong"
         path, _, query = request.raw_path.partition("?")
-        return signature_fault(self._keys, request.method, path, query, request.headers, b"")
+        body = await request.read()
+        return signature_fault(self._keys, request.method, path, query, request.headers, body)
 
     # The API
 
@@ -181,13 +182,12 @@ class SandboxServer:
         )
         found = []
         for pool in self.cloud.list(request.match_info["project"]):
-            labels = pool.document["metadata"]["labels"]
-            creating = pool.document["status"]["phase"] == "Creating"
-            if wanted and wanted != ("creating" if creating else "created"):
+            state = "creating" if pool.phase == "Creating" else "created"
+            if wanted and wanted != state:
                 continue
-            if workspace and labels.get("os.modelarts/workspace.id", "0") != workspace:
+            if workspace and pool.labels.get("os.modelarts/workspace.id", "0") != workspace:
                 continue
-            if any(labels.get(key) != value for key, value in selector.items()):
+            if any(pool.labels.get(key) != value for key, value in selector.items()):
                 continue
             found.append(pool.text)
         head = b'{"kind": "PoolList", "apiVersion": "v2", "metadata": {}, "items": ['
@@ -210,30 +210,60 @@ class SandboxServer:
         annotations = {"os.modelarts/billing.mode": "1" if prepaid else "0"}
         items = [
             {"kind": "Node", "metadata": {"name": f"node-{number}", "annotations": annotations}}
-            for number in range(pool.document["spec"]["resources"][0]["count"])
+            for number in range(pool.node_count)
         ]
         return web.json_response({"kind": "NodeList", "apiVersion": "v2", "items": items})
 
     async def _workloads(self, request: web.Request) -> web.Response:
         pool = self.cloud.find(request.match_info["project"], request.match_info["pool"])
-        return web.json_response({"total": 0, "items": []}) if pool else _response(_not_found())
+        if not pool:
+            return _response(_not_found())
+        try:
+            offset = int(request.query.get("offset", "0"))
+            limit = int(request.query.get("limit", "500"))
+        except ValueError:
+            offset = limit = -1
+        if offset < 0 or not 1 <= limit <= 500:
+            return _response(refusal(400, "ModelArts.50010001", "offset or limit is out of range"))
+        page = pool.workloads[offset : offset + limit]
+        return web.json_response({"total": len(pool.workloads), "items": page})
 
     async def _monitor(self, request: web.Request) -> web.Response:
         pool = self.cloud.find(request.match_info["project"], request.match_info["pool"])
-        values = {"cpuUsage": 3.0, "memUsedRate": 12.0, "gpuUtil": 0.0, "npuUtil": 0.0}
-        return web.json_response(values) if pool else _response(_not_found())
+        if not pool:
+            return _response(_not_found())
+        period_ms = int(request.query.get("period", "60")) * 1000
+        minutes = int(request.query.get("time_range", "-1.-1.60").rpartition(".")[2])
+        statistic = request.query.get("statistics", "maximum")
+        end = round(time.time() * 1000) // period_ms * period_ms
+        times = range(end - minutes * 60_000, end + 1, period_ms)
+        metrics = [
+            {
+                "metric": {"dimensions": [], "metricName": name, "namespace": "PAAS.AGGR"},
+                "dataPoints": [
+                    {
+                        "timestamp": at,
+                        "unit": "Percent",
+                        "statistics": [{"statistic": statistic, "value": value}],
+                    }
+                    for at in times
+                ],
+            }
+            for name, value in pool.usage.items()
+        ]
+        return web.json_response({"metrics": metrics})
 
     async def _tags(self, request: web.Request) -> web.Response:
         pool = self.cloud.find(request.match_info["project"], request.match_info["pool"])
         if not pool:
             return _response(_not_found())
-        tags = _readable_tags(pool.document)
+        tags = _readable_tags(pool)
         return web.json_response({"tags": [{"key": k, "value": v} for k, v in tags.items()]})
 
     async def _all_tags(self, request: web.Request) -> web.Response:
         values: defaultdict[str, set[str]] = defaultdict(set)
         for pool in self.cloud.list(request.match_info["project"]):
-            for key, value in _readable_tags(pool.document).items():
+            for key, value in _readable_tags(pool).items():
                 values[key].add(value)
         return web.json_response(
             {"tags": [{"key": key, "values": sorted(found)} for key, found in values.items()]}
@@ -278,7 +308,10 @@ class SandboxServer:
         )
 
     async def _journal(self, request: web.Request) -> web.Response:
-        since = float(request.query.get("since", "-inf"))
+        try:
+            since = float(request.query.get("since", "-inf"))
+        except ValueError:
+            return web.json_response({"error": "since is no number of seconds"}, status=400)
         return web.json_response(
             [
                 [call.at, call.method, call.path, call.pool, call.status]
@@ -303,14 +336,15 @@ class SandboxServer:
         if not pool:
             return _response(_not_found())
         change = await request.json()
-        metadata = pool.document["metadata"]
-        for part in ("labels", "annotations"):
+        for part, values in (("labels", pool.labels), ("annotations", pool.annotations)):
             if part in change:
-                pool.change("metadata", {part: {**metadata[part], **change[part]}})
+                pool.change("metadata", {part: {**values, **change[part]}})
         if "creationTimestamp" in change:
             pool.change("metadata", {"creationTimestamp": change["creationTimestamp"]})
         if "phase" in change:
             pool.change("status", {"phase": change["phase"]})
+        pool.workloads = change.get("workloads", pool.workloads)
+        pool.usage = change.get("usage", pool.usage)
         return _response(Reply(200, pool.text))
 
     async def _vanish(self, request: web.Request) -> web.Response:
@@ -320,8 +354,10 @@ class SandboxServer:
         return web.json_response({})
 
     async def _add(self, request: web.Request) -> web.Response:
-        pool = self.cloud.add(request.match_info["project"], await request.json())
-        return _response(Reply(201, pool.text))
+        project = request.match_info["project"]
+        if project not in self.cloud.projects:
+            return web.json_response({"error": "no such project"}, status=404)
+        return _response(Reply(201, self.cloud.add(project, await request.json()).text))
 
 
 def _response(reply: Reply) -> web.Response:
@@ -339,12 +375,12 @@ def _not_found() -> Reply:
     return refusal(404, NOT_FOUND, "pool not found")
 
 
-def _readable_tags(document: dict[str, Any]) -> dict[str, str]:
+def _readable_tags(pool: SandboxPool) -> dict[str, str]:
     try:
-        raw = json.loads(document["metadata"]["annotations"]["os.modelarts/tms.tags"])
-    except (KeyError, ValueError):
+        raw = json.loads(pool.annotations["os.modelarts/tms.tags"])
+        return {tag["key"]: tag["value"] for tag in raw} if isinstance(raw, list) else dict(raw)
+    except (KeyError, ValueError, TypeError):
         return {}
-    return {tag["key"]: tag["value"] for tag in raw} if isinstance(raw, list) else raw
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,7 @@ def signature_fault(
         resource_path=path,
         query_params=parse_qsl(query, keep_blank_values=True),
         header_params={name: headers[name] for name in names},
-        body=body.decode("utf-8", "replace"),
+        body=body,
     )
     expected = Signer(keys).sign(request).header_params["Authorization"]
     return "" if hmac.compare_digest(expected, given) else "the signature does not match"

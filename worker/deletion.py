@@ -94,6 +94,8 @@ def judge(job: Job, pool: Pool | None) -> tuple[JobState, str] | None:
         return JobState.SKIPPED, "changed since it was chosen: " + "; ".join(changed)
     if pool.phase == "Deleting":
         return JobState.ACCEPTED, "the pool was being deleted already"
+    if pool.subpool_count is None:
+        return JobState.SKIPPED, "the number of its logical sub-pools cannot be read any more"
     if pool.subpool_count:
         return JobState.PENDING, f"waits until its {pool.subpool_count} logical sub-pools are gone"
     return None

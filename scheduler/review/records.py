@@ -26,7 +26,7 @@ COLUMNS = (
     "request_id",
     "ended_at",
 )
-_FORMULA_START = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA_START = tuple("=+-@\t\r\n\0＝＋－＠")
 
 
 def timestamp(at_ms: int) -> str | None:

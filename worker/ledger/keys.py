@@ -47,6 +47,11 @@ def outcome(run_id: str, name: str) -> str:
     return f"{PREFIX}:{{{run_id}}}:outcome:{name}"
 
 
+def kept(run_id: str) -> str:
+    """LIST: the pools that the run's plan keeps (JSON), for the record."""
+    return f"{PREFIX}:{{{run_id}}}:kept"
+
+
 def of_run(run_id: str) -> list[str]:
     """Every key of a run, in the order in which the scripts expect them."""
     return [
@@ -57,6 +62,7 @@ def of_run(run_id: str) -> list[str]:
         leased(run_id),
         accepted(run_id),
         *(outcome(run_id, name) for name in OUTCOMES),
+        kept(run_id),
     ]
 
 
@@ -67,6 +73,49 @@ INDEX = f"{PREFIX}:{{runs}}:index"
 def active(endpoint: str) -> str:
     """SET: the runs against one endpoint that are not finished."""
     return f"{PREFIX}:{{runs}}:active:{endpoint}"
+
+
+def project(endpoint: str, project_id: str) -> str:
+    """STRING: the run that has a project to itself, until it has ended."""
+    return f"{PREFIX}:{{project:{endpoint}:{project_id}}}"
+
+
+def marks(endpoint: str, project_id: str, policy: str) -> str:
+    """HASH: pool id -> mark (JSON): what a policy deletes in a project when its grace is over."""
+    return f"{PREFIX}:{{marks:{endpoint}:{project_id}}}:{policy}"
+
+
+MARKED = f"{PREFIX}:{{marked}}"
+"""SET: endpoint, project id and policy (JSON) of every HASH of marks."""
+
+
+def vetoes(endpoint: str, project_id: str) -> str:
+    """HASH: pool id -> veto (JSON): what somebody keeps in a project."""
+    return f"{PREFIX}:{{vetoes:{endpoint}:{project_id}}}"
+
+
+def idle(endpoint: str, project_id: str) -> str:
+    """HASH: pool id -> its incarnation and the ms since when it was seen without workloads."""
+    return f"{PREFIX}:{{idle:{endpoint}:{project_id}}}"
+
+
+SCHEDULER = f"{PREFIX}:{{scheduler}}:leader"
+"""STRING: the scheduler process that leads."""
+
+SCHEDULER_STATE = f"{PREFIX}:{{scheduler}}:state"
+"""STRING: what the leader last said of itself and its policies (JSON)."""
+
+NIGHTS = f"{PREFIX}:{{scheduler}}:nights"
+"""HASH: policy -> the last night that was handled, and what came of it (JSON)."""
+
+
+def past_nights(policy: str) -> str:
+    """LIST: the latest nights of a policy and what came of them (JSON), newest first."""
+    return f"{PREFIX}:{{scheduler}}:past:{policy}"
+
+
+PAUSED = f"{PREFIX}:{{control}}:paused"
+"""HASH: project id, or `*` for all -> who paused it, when and why (JSON)."""
 
 
 def workers(endpoint: str) -> str:
@@ -82,3 +131,19 @@ def reconciler(endpoint: str) -> str:
 def limiter(endpoint: str, project_id: str) -> str:
     """HASH: the state of the rate limit of one project at one endpoint."""
     return f"{PREFIX}:{{limiter:{endpoint}:{project_id}}}"
+
+
+NOTICES = f"{PREFIX}:{{outbox}}:notices"
+"""HASH: channel|notice id -> a notice on its way and its attempts (JSON)."""
+
+NOTICES_DUE = f"{PREFIX}:{{outbox}}:due"
+"""ZSET: the notices on their way, by the ms when they are sent next or their lease runs out."""
+
+NOTICES_POSTED = f"{PREFIX}:{{outbox}}:posted"
+"""ZSET: channel|notice id of all that was ever posted, by ms; kept for 30 days."""
+
+UNDELIVERED = f"{PREFIX}:{{outbox}}:undelivered"
+"""LIST: the notices that were given up (JSON), the newest first."""
+
+WATCHED = f"{PREFIX}:{{outbox}}:watched"
+"""HASH: run that owes notices -> which channels want them (JSON)."""

@@ -12,7 +12,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from worker.ledger import keys
-from worker.ledger.records import Job, JobState, Move, NewJob, NewRun, Run
+from worker.ledger.records import Job, JobState, Kept, Move, NewJob, NewRun, Run, RunState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Sequence
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
+SCRIPTS = files("worker.ledger") / "scripts"
 ADD_CHUNK = 1_000
 CANCEL_CHUNK = 1_000
 PAGE = 1_000
@@ -35,8 +36,7 @@ def _chunks(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
 
 
 def _source(name: str) -> str:
-    folder = files("worker.ledger") / "scripts"
-    return (folder / "states.lua").read_text() + (folder / f"{name}.lua").read_text()
+    return (SCRIPTS / "states.lua").read_text() + (SCRIPTS / f"{name}.lua").read_text()
 
 
 class RunNotFoundError(LookupError):
@@ -59,10 +59,12 @@ class Ledger:
     def __init__(self, redis: Redis, *, retention_days: float = 90) -> None:
         self._redis = redis
         self._retention_s = round(retention_days * 86_400)
+        self._take_over = redis.register_script((SCRIPTS / "take_over.lua").read_text())
         self._scripts = {
             name: redis.register_script(_source(name))
             for name in (
                 "create",
+                "keep",
                 "add",
                 "start",
                 "abort",
@@ -86,14 +88,7 @@ class Ledger:
         Returns:
             False if there is a run with this id already; it stays as it is.
         """
-        fields: dict[str, str | int] = {
-            "source": run.source,
-            "endpoint": run.endpoint,
-            "requester": run.requester,
-            "reason": run.reason,
-            "verify": int(run.verify),
-            "retention_s": self._retention_s,
-        }
+        fields = run.fields() | {"retention_s": self._retention_s}
         # The indexes come first: a run that they name and that is not there is forgotten
         # in time, one that is there and that they do not name would be lost.
         now_ms = await self.now_ms()
@@ -124,9 +119,64 @@ class Ledger:
         """Let the workers at the run. Returns False unless exactly `total` jobs were added."""
         return bool(await self._call("start", run_id, [total]))
 
-    async def abort(self, run_id: str, reason: str, *, min_age_s: float = 0) -> bool:
-        """Give up a run that was never started. Returns whether that was so."""
-        return bool(await self._call("abort", run_id, [round(min_age_s * 1000), reason]))
+    async def keep(self, run_id: str, pools: Iterable[Kept]) -> None:
+        """Note the pools that the run's plan keeps, so that the plan can be explained later.
+
+        Raises:
+            RunNotFoundError: the run is not there or takes no jobs any more.
+        """
+        noted = 0
+        for chunk in _chunks(pools, ADD_CHUNK):
+            args = [noted, *(pool.record() for pool in chunk)]
+            if await self._call("keep", run_id, args) == -1:
+                raise RunNotFoundError(run_id)
+            noted += len(chunk)
+
+    async def abort(
+        self,
+        run_id: str,
+        reason: str,
+        *,
+        state: RunState = RunState.ABORTED,
+        min_age_s: float = 0,
+    ) -> bool:
+        """End a run that was never started.
+
+        Args:
+            run_id: the run.
+            reason: why, for the record.
+            state: `ABORTED`, or `BRAKED` if a brake held it.
+            min_age_s: leave it if it was created less than so many seconds ago.
+
+        Returns:
+            Whether it was ended.
+        """
+        return bool(await self._call("abort", run_id, [round(min_age_s * 1000), state, reason]))
+
+    async def hold_project(self, endpoint: str, project_id: str, run_id: str) -> str | None:
+        """Have a project to itself for a run, until the run has ended. Create the run first.
+
+        Args:
+            endpoint: the base URL of the API.
+            project_id: the project.
+            run_id: the run that wants it.
+
+        Returns:
+            None: the run has it; else the id of the run that has it and has not ended.
+        """
+        key = keys.project(endpoint, project_id)
+        while True:
+            if await self._redis.set(key, run_id, nx=True):
+                return None
+            holder = cast("str | None", await self._redis.get(key))
+            if holder is None:
+                continue
+            if holder == run_id:
+                return None
+            if any(not run.ended for run in await self._read_runs([holder])):
+                return holder
+            if await self._take_over(keys=[key], args=[holder, run_id]):
+                return None
 
     # Executing it
 
@@ -317,6 +367,11 @@ class Ledger:
                 return cast("list[str]", unverified)
         ended = self._redis.lrange(keys.outcome(run_id, state), offset, end)
         return await cast("Awaitable[list[str]]", ended)
+
+    async def kept(self, run_id: str, *, offset: int = 0, limit: int = PAGE) -> list[Kept]:
+        """A page of the pools that the run's plan keeps."""
+        texts = self._redis.lrange(keys.kept(run_id), offset, offset + limit - 1)
+        return [Kept(*json.loads(text)) for text in await cast("Awaitable[list[str]]", texts)]
 
     async def all_jobs(self, run_id: str, *, outcome: JobState | None = None) -> AsyncIterator[Job]:
         """Every job of a run, or every one in a state, read page by page."""

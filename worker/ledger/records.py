@@ -26,12 +26,14 @@ class JobState(StrEnum):
 
 
 class RunState(StrEnum):
-    """The states of a run: it takes jobs, executes them, and ends; or was never started."""
+    """The states of a run: it takes jobs, executes them, and ends; or was never started, because
+    its maker stopped (`aborted`) or a brake held it (`braked`)."""
 
     CREATING = "creating"
     RUNNING = "running"
     FINISHED = "finished"
     ABORTED = "aborted"
+    BRAKED = "braked"
 
 
 class Source(StrEnum):
@@ -193,6 +195,24 @@ class Move:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """A pool that a run's plan keeps, and why."""
+
+    project_id: str
+    pool_name: str
+    display_name: str
+    reason: str
+
+    def record(self) -> str:
+        """The form in which it is held."""
+        return json.dumps(
+            [self.project_id, self.pool_name, self.display_name, self.reason],
+            ensure_ascii=False,
+            separators=(",", ":"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class NewRun:
     """What is known of a run when it is opened.
 
@@ -203,6 +223,10 @@ class NewRun:
         requester: who asked for it.
         reason: why, in their words.
         verify: whether a job ends only when its pool is seen to be gone.
+        policy: the policy that it carries out; empty: none.
+        projects: the projects that its pools are in.
+        max_failures: more failed jobs than this stop the rest of it; None: any number may fail.
+        max_failure_percent: a larger share of the jobs tried, of ten or more, stops it too.
     """
 
     run_id: str
@@ -211,6 +235,25 @@ class NewRun:
     requester: str = ""
     reason: str = ""
     verify: bool = True
+    policy: str = ""
+    projects: tuple[str, ...] = ()
+    max_failures: int | None = None
+    max_failure_percent: float | None = None
+
+    def fields(self) -> dict[str, str | int | float]:
+        """The run's first fields: what is not given is left out."""
+        given: dict[str, str | int | float | None] = {
+            "source": self.source,
+            "endpoint": self.endpoint,
+            "requester": self.requester or None,
+            "reason": self.reason or None,
+            "verify": int(self.verify),
+            "policy": self.policy or None,
+            "projects": " ".join(self.projects) or None,
+            "max_failures": self.max_failures,
+            "max_failure_percent": self.max_failure_percent,
+        }
+        return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,12 +266,15 @@ class Run:
     requester: str
     reason: str
     verify: bool
+    policy: str
+    projects: tuple[str, ...]
     state: RunState
     total: int
     created_ms: int
     started_ms: int
     finished_ms: int
     cancelled_ms: int
+    braked_ms: int
     note: str
     counts: dict[JobState, int]
 
@@ -243,7 +289,7 @@ class Run:
     @property
     def ended(self) -> bool:
         """Whether nothing more will happen to it."""
-        return self.state in (RunState.FINISHED, RunState.ABORTED)
+        return self.state not in (RunState.CREATING, RunState.RUNNING)
 
     @classmethod
     def parse(cls, run_id: str, fields: dict[str, str]) -> Run:
@@ -255,12 +301,15 @@ class Run:
             requester=fields.get("requester", ""),
             reason=fields.get("reason", ""),
             verify=fields["verify"] == "1",
+            policy=fields.get("policy", ""),
+            projects=tuple(fields.get("projects", "").split()),
             state=RunState(fields["state"]),
             total=int(fields["total"]),
             created_ms=int(fields["created_ms"]),
             started_ms=int(fields.get("started_ms", 0)),
             finished_ms=int(fields.get("finished_ms", 0)),
             cancelled_ms=int(fields.get("cancelled_ms", 0)),
+            braked_ms=int(fields.get("braked_ms", 0)),
             note=fields.get("note", ""),
             counts={state: int(fields.get(f"jobs:{state}", 0)) for state in JobState},
         )

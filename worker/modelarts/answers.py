@@ -7,9 +7,9 @@ a mistyped endpoint must never report a clean sweep.
 from __future__ import annotations
 
 import json
-import math
 import re
 from dataclasses import dataclass
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from enum import Enum, StrEnum, auto
 from typing import TYPE_CHECKING, Any, Final
@@ -21,7 +21,12 @@ POOL_NOT_FOUND: Final = "ModelArts.50015001"
 _GATEWAY: Final = ("APIG.", "APIGW.")
 _CODE_LIMIT = 64
 _MESSAGE_LIMIT = 300
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x1f\x7f-\x9f"  # controls
+    r"\u2028\u2029"  # line and paragraph separators
+    r"\u202a-\u202e\u2066-\u2069"  # reorder the line on a screen
+    r"\ud800-\udfff]+"  # half a character, which no encoding takes
+)
 
 
 class Body(StrEnum):
@@ -115,7 +120,7 @@ def classify(answer: Answer) -> Verdict:
     if answer.status is None:
         return _no_answer(answer)
     match answer.status:
-        case 200 | 202 | 204 if answer.body in {Body.EMPTY, Body.OBJECT}:
+        case 200 | 202 | 204 if answer.body is Body.EMPTY or _is_plain_object(answer):
             return Verdict(VerdictKind.ACCEPTED, "the cloud accepted the deletion")
         case 404 if answer.body is Body.OBJECT and answer.error_code == POOL_NOT_FOUND:
             return Verdict(VerdictKind.ALREADY_DELETED, "the cloud says: pool not found")
@@ -133,6 +138,11 @@ def classify(answer: Answer) -> Verdict:
             return Verdict(VerdictKind.RETRY, reason, answer.retry_after_s)
         case _:
             return Verdict(VerdictKind.FAILED, _said(answer, _why_not(answer)))
+
+
+def _is_plain_object(answer: Answer) -> bool:
+    """Whether the body can be a pool. Some gateways say 200 to what they refuse."""
+    return answer.body is Body.OBJECT and not answer.error_code and not answer.error_msg
 
 
 def _no_answer(answer: Answer) -> Verdict:
@@ -154,6 +164,10 @@ def _why_not(answer: Answer) -> str:
     """The likely cause of an answer that no deletion should get."""
     status = answer.status or 0
     if 200 <= status <= 299:
+        if answer.error_code or answer.error_msg:
+            return "an error, whatever the status says: check the endpoint, or a proxy in between"
+        if answer.body in {Body.EMPTY, Body.OBJECT}:
+            return "a status that the API does not give: check the endpoint, or a proxy in between"
         return (
             f"the answer's body is {answer.body}, not the API's: a proxy or a login page in between"
         )
@@ -179,7 +193,7 @@ def printable(text: Any, limit: int = _MESSAGE_LIMIT) -> str:
     """Text from outside, made fit for a log or a table: bounded, on one line; empty if no text."""
     if not isinstance(text, str):
         return ""
-    return _UNPRINTABLE.sub(" ", text[: 2 * limit]).strip()[:limit]
+    return _UNPRINTABLE.sub(" ", text[: 2 * limit]).strip()[:limit].strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,17 +227,23 @@ def parse_error_body(raw: bytes) -> ErrorBody:
         return ErrorBody(Body.OTHER)
     return ErrorBody(
         Body.OBJECT,
-        printable(document.get("error_code"), _CODE_LIMIT),
+        _code(document.get("error_code")),
         printable(document.get("error_msg")),
         printable(document.get("request_id"), _CODE_LIMIT),
     )
+
+
+def _code(value: Any) -> str:
+    """An error code. What had to be made printable is in quotes, so that it equals no code."""
+    code = printable(value, _CODE_LIMIT)
+    return code if not code or code == value else f"«{code}»"
 
 
 def parse_retry_after(text: str | None, now: datetime) -> float | None:
     """The header Retry-After.
 
     Args:
-        text: its value: seconds, or an HTTP date.
+        text: its value: seconds, or an HTTP date, in UTC whether it says so or not.
         now: an aware time.
 
     Returns:
@@ -232,10 +252,11 @@ def parse_retry_after(text: str | None, now: datetime) -> float | None:
     Source: RFC 9110 section 10.2.3.
     """
     text = (text or "").strip()
-    if re.fullmatch(r"[0-9]{1,9}", text):
+    if re.fullmatch(r"[0-9]{1,300}", text):  # longer ones are not finite as a float
         return float(text)
     try:
-        wait = (parsedate_to_datetime(text) - now).total_seconds()
+        moment = parsedate_to_datetime(text)
+        wait_s = ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - now).total_seconds()
     except (TypeError, ValueError, OverflowError):
         return None
-    return max(0.0, wait) if math.isfinite(wait) else None
+    return max(0.0, wait_s)

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import json
+import ssl
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Protocol
+from urllib.parse import parse_qsl
 
 import aiohttp
 import structlog
@@ -21,8 +24,14 @@ from cryptography.fernet import Fernet, InvalidToken
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from huaweicloudsdkcore.sdk_request import SdkRequest
 from huaweicloudsdkcore.signer.signer import Signer
+from redis.exceptions import LockError
+
+from worker.modelarts.answers import printable
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+    from contextlib import AbstractAsyncContextManager
+
     from pydantic import SecretStr
     from redis.asyncio import Redis
 
@@ -34,6 +43,10 @@ IAM_TIMEOUT_S: Final = 30.0
 RENEW_BEFORE_S: Final = 600.0
 """A token is renewed this long before its end, or a tenth of its life before if that is less."""
 FETCH_LOCK_S: Final = 30
+"""A worker that dies while it fetches a token keeps the others waiting no longer than this."""
+REFUSAL_PAUSE_S: Final = 60.0
+"""A refused user is not signed in again before: some wrong passwords lock a user out."""
+_TOKEN_LIMIT = 8 << 20
 
 
 class AuthError(RuntimeError):
@@ -67,8 +80,17 @@ class Authenticator(Protocol):
         """
         ...
 
+    def refused(self, project_id: str, headers: Mapping[str, str]) -> None:
+        """The API answered 401: what was sent is not to be sent again, if there can be other.
+
+        Args:
+            project_id: the project that the request was about.
+            headers: those that it was sent with.
+        """
+        ...
+
     async def renew(self, project_id: str) -> None:
-        """The API refused the credentials: get new ones, if that is possible.
+        """Get new credentials in place of refused ones, unless that is done already.
 
         Raises:
             AuthError: there are none to be had.
@@ -144,13 +166,16 @@ class TokenAuthenticator:
     """
 
     def __init__(self, credentials: Token) -> None:
-        self._headers = {"X-Auth-Token": credentials.value.get_secret_value()}
+        self._token = credentials.value
 
     async def headers(
         self, method: str, endpoint: Endpoint, path: str, project_id: str
     ) -> dict[str, str]:
         """The token's header."""
-        return self._headers
+        return {"X-Auth-Token": _header_value("token", self._token)}
+
+    def refused(self, project_id: str, headers: Mapping[str, str]) -> None:
+        """Nothing can be done: the token is the user's."""
 
     async def renew(self, project_id: str) -> None:
         """Nothing can be done: the token is the user's."""
@@ -170,9 +195,8 @@ class AccessKeyAuthenticator:
     """
 
     def __init__(self, credentials: AccessKey) -> None:
-        self._signer = Signer(
-            _Key(credentials.ak.get_secret_value(), credentials.sk.get_secret_value())
-        )
+        self._ak = credentials.ak
+        self._sk = credentials.sk
         self._security_token = credentials.security_token
 
     async def headers(
@@ -182,23 +206,38 @@ class AccessKeyAuthenticator:
         scheme, _, host = endpoint.url.partition("://")
         resource, _, query = path.partition("?")
         given = {"X-Project-Id": project_id, "Content-Type": "application/json"}
-        if self._security_token:
-            given["X-Security-Token"] = self._security_token.get_secret_value()
-        pairs = [pair.partition("=") for pair in query.split("&") if pair]
+        if self._security_token is not None:
+            given["X-Security-Token"] = _header_value("security token", self._security_token)
+        key = _Key(_header_value("access key", self._ak), self._sk.get_secret_value().strip())
         request = SdkRequest(
             method=method,
             schema=scheme,
             host=host,
             resource_path=resource,
-            query_params=[(key, value) for key, _, value in pairs],
+            query_params=parse_qsl(query, keep_blank_values=True),  # the signer quotes again
             header_params=given,
             body="",
         )
-        signed: dict[str, str] = self._signer.sign(request).header_params
+        signed: dict[str, str] = Signer(key).sign(request).header_params
         return signed
+
+    def refused(self, project_id: str, headers: Mapping[str, str]) -> None:
+        """Nothing can be done: the keys are the user's."""
 
     async def renew(self, project_id: str) -> None:
         """Nothing can be done: the keys are the user's."""
+
+
+def _header_value(what: str, secret: SecretStr) -> str:
+    """A secret as it may stand in a header; white space around it came with a file or a paste."""
+    text = secret.get_secret_value().strip()
+    if not text or not text.isascii() or not text.isprintable():
+        raise AuthError(
+            f"Signing in failed: the {what} is not one; accepted: one line of printable ASCII "
+            "characters.",
+            temporary=False,
+        )
+    return text
 
 
 @dataclass(frozen=True)
@@ -225,9 +264,17 @@ class TokenCache(Protocol):
         """Share a token until it ends."""
         ...
 
-    async def may_fetch(self, project_id: str) -> bool:
-        """Whether the caller is the one to fetch a new token now, rather than wait for it."""
+    def turn(self, project_id: str) -> AbstractAsyncContextManager[None]:
+        """Waits, for a bounded time, until no other worker is fetching a token."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """A sign-in that failed, and until when (monotonic s) its failure stands for others."""
+
+    error: AuthError
+    until: float
 
 
 class IamAuthenticator:
@@ -243,51 +290,69 @@ class IamAuthenticator:
         self._cache = cache
         self._tokens: dict[str, IamToken] = {}
         self._refused: dict[str, str] = {}
+        self._failures: dict[str, _Failure] = {}
         self._fetching: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def headers(
         self, method: str, endpoint: Endpoint, path: str, project_id: str
     ) -> dict[str, str]:
         """The token's header."""
+        return {"X-Auth-Token": (await self._token(project_id)).value}
+
+    def refused(self, project_id: str, headers: Mapping[str, str]) -> None:
+        """Forget the token, unless it was replaced while the request was under way."""
         token = self._tokens.get(project_id)
-        if token is None or not token.is_good(time.time()):
-            token = await self._new(project_id)
-        return {"X-Auth-Token": token.value}
+        if token is not None and token.value == headers.get("X-Auth-Token"):
+            self._refused[project_id] = token.value
+            del self._tokens[project_id]
 
     async def renew(self, project_id: str) -> None:
-        """Forget the refused token, and use another: the other workers' newer one, or a new one."""
-        token = self._tokens.pop(project_id, None)
-        if token is not None:
-            self._refused[project_id] = token.value
-        await self._new(project_id)
+        """Use another token: one that other calls or workers brought already, or a new one."""
+        await self._token(project_id)
 
-    async def _new(self, project_id: str) -> IamToken:
+    def _good(self, project_id: str) -> IamToken | None:
+        token = self._tokens.get(project_id)
+        return token if token and token.is_good(time.time()) else None
+
+    async def _token(self, project_id: str) -> IamToken:
+        if token := self._good(project_id):
+            return token
+        asked = time.monotonic()
         async with self._fetching[project_id]:
-            # Whoever held the lock before may have brought one.
-            token = self._tokens.get(project_id)
-            if token is None or not token.is_good(time.time()):
+            # Whoever held the lock before may have brought one, or tried in vain.
+            if token := self._good(project_id):
+                return token
+            failure = self._failures.get(project_id)
+            if failure and asked < failure.until:
+                raise AuthError(str(failure.error), temporary=failure.error.temporary)
+            try:
                 token = await self._shared_or_fetched(project_id)
-                self._tokens[project_id] = token
+            except AuthError as error:
+                pause_s = 0.0 if error.temporary else REFUSAL_PAUSE_S
+                self._failures[project_id] = _Failure(error, time.monotonic() + pause_s)
+                raise
+            self._tokens[project_id] = token
             return token
 
     async def _shared_or_fetched(self, project_id: str) -> IamToken:
         cache = self._cache
         if cache is None:
             return await fetch_token(self._user, project_id)
-        deadline = time.monotonic() + FETCH_LOCK_S
-        while True:
-            token = await cache.get(project_id)
-            if (
-                token
-                and token.is_good(time.time())
-                and token.value != self._refused.get(project_id)
-            ):
+        if token := await self._shared(cache, project_id):
+            return token
+        async with cache.turn(project_id):
+            # Whoever had the turn before may have brought one.
+            if token := await self._shared(cache, project_id):
                 return token
-            if await cache.may_fetch(project_id) or time.monotonic() > deadline:
-                token = await fetch_token(self._user, project_id)
-                await cache.put(project_id, token)
-                return token
-            await asyncio.sleep(0.1)  # another worker is fetching one
+            token = await fetch_token(self._user, project_id)
+            await cache.put(project_id, token)
+            return token
+
+    async def _shared(self, cache: TokenCache, project_id: str) -> IamToken | None:
+        token = await cache.get(project_id)
+        if token is None or not token.is_good(time.time()):
+            return None
+        return None if token.value == self._refused.get(project_id) else token
 
 
 async def fetch_token(user: IamUser, project_id: str) -> IamToken:
@@ -317,11 +382,15 @@ async def fetch_token(user: IamUser, project_id: str) -> IamToken:
             session.post(url, json=request, allow_redirects=False) as response,
         ):
             value = response.headers.get("X-Subject-Token", "")
-            body = await response.content.read(1 << 20)
+            body = await _bounded(response)
             status = response.status
     except (aiohttp.ClientError, TimeoutError) as error:
+        why = printable(str(error)) or type(error).__name__
         raise AuthError(
-            f"Signing in failed: {where} does not answer ({error}).", temporary=True
+            f"Signing in failed: {where} does not answer ({why}).",
+            temporary=not isinstance(
+                error, aiohttp.ClientConnectorCertificateError | ssl.SSLCertVerificationError
+            ),
         ) from None
     if status in {400, 401, 403}:
         raise AuthError(
@@ -331,10 +400,28 @@ async def fetch_token(user: IamUser, project_id: str) -> IamToken:
         )
     if status != 201 or not value:
         raise AuthError(
-            f"Signing in failed: {where} answered HTTP {status} without a token.", temporary=True
+            f"Signing in failed: {where} answered HTTP {status} without a token.",
+            temporary=status in {408, 425, 429} or status >= 500,
+        )
+    ends = _end_of(body, issued)
+    if ends <= issued:
+        raise AuthError(
+            f"Signing in failed: the token from {where} has ended already by this machine's "
+            "clock: check the clock.",
+            temporary=True,
         )
     log.info("iam_token_fetched", project_id=project_id)
-    return IamToken(value, _end_of(body, issued), issued)
+    return IamToken(value, ends, issued)
+
+
+async def _bounded(response: aiohttp.ClientResponse) -> bytes:
+    """The body to its end: it may come in many parts, as it lists the user's roles and services."""
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > _TOKEN_LIMIT:
+            raise aiohttp.ClientPayloadError(f"the answer is larger than {_TOKEN_LIMIT} bytes")
+    return bytes(body)
 
 
 def _end_of(body: bytes, issued: float) -> float:
@@ -343,7 +430,7 @@ def _end_of(body: bytes, issued: float) -> float:
         text = json.loads(body)["token"]["expires_at"]
         moment = datetime.fromisoformat(text)
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return issued + 3_600
 
 
@@ -363,6 +450,7 @@ class RedisTokenCache:
         self._user = user
         self._identity = "\n".join((user.endpoint.url, user.domain, user.name))
         self._seal: Fernet | None = None
+        self._sealing = asyncio.Lock()
 
     async def get(self, project_id: str) -> IamToken | None:
         """The shared token; None if there is none, or it was sealed with another password."""
@@ -371,32 +459,44 @@ class RedisTokenCache:
             return None
         try:
             text = (await self._fernet()).decrypt(str(sealed).encode())
-        except InvalidToken:
+            return IamToken(**json.loads(text))
+        except (InvalidToken, ValueError, TypeError):
             return None
-        return IamToken(**json.loads(text))
 
     async def put(self, project_id: str, token: IamToken) -> None:
-        """Share a token until it ends; let the next one be fetched."""
+        """Share a token until it ends."""
         text = json.dumps({"value": token.value, "ends": token.ends, "issued": token.issued})
         sealed = (await self._fernet()).encrypt(text.encode()).decode()
         life_s = max(1, int(token.ends - time.time()))
         await self._redis.set(self._key(project_id), sealed, ex=life_s)
-        await self._redis.delete(self._key(project_id) + ":lock")
 
-    async def may_fetch(self, project_id: str) -> bool:
-        """Take the lock that lets one worker at a time fetch; it frees itself."""
-        lock = self._key(project_id) + ":lock"
-        return bool(await self._redis.set(lock, "1", nx=True, ex=FETCH_LOCK_S))
+    @contextlib.asynccontextmanager
+    async def turn(self, project_id: str) -> AsyncIterator[None]:
+        """Holds the lock that lets one worker at a time fetch; it frees itself if that one dies."""
+        lock = self._redis.lock(
+            self._key(project_id) + ":lock",
+            timeout=FETCH_LOCK_S,
+            blocking_timeout=FETCH_LOCK_S,
+            sleep=0.1,
+        )
+        held = await lock.acquire()
+        try:
+            yield
+        finally:
+            if held:
+                with contextlib.suppress(LockError):  # it took so long that another has it
+                    await lock.release()
 
     def _key(self, project_id: str) -> str:
         text = f"{self._identity}\n{project_id}"
         return f"poolsweep:{{iam:{hashlib.sha256(text.encode()).hexdigest()[:16]}}}"
 
     async def _fernet(self) -> Fernet:
-        if self._seal is None:
-            salt = hashlib.sha256(self._identity.encode()).digest()
-            derive = Scrypt(salt=salt, length=32, n=2**15, r=8, p=1).derive
-            password = self._user.password.get_secret_value().encode()
-            key = await asyncio.to_thread(derive, password)
-            self._seal = Fernet(base64.urlsafe_b64encode(key))
-        return self._seal
+        async with self._sealing:
+            if self._seal is None:
+                salt = hashlib.sha256(self._identity.encode()).digest()
+                derive = Scrypt(salt=salt, length=32, n=2**15, r=8, p=1).derive
+                password = self._user.password.get_secret_value().encode()
+                key = await asyncio.to_thread(derive, password)
+                self._seal = Fernet(base64.urlsafe_b64encode(key))
+            return self._seal

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
+import itertools
 import json
+import math
 import ssl
 import time
 from dataclasses import dataclass, replace
@@ -29,6 +30,10 @@ from worker.modelarts.pool import Pool, UnreadablePoolError, parse_tags
 from worker.modelarts.schema import Node, Workload
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
+    from aiohttp.client_middlewares import ClientHandlerType
+
     from worker.modelarts.auth import Authenticator
 
 SMALL_BODY: Final = 1 << 20
@@ -113,6 +118,11 @@ class ModelArtsClient:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
+    @property
+    def endpoint(self) -> str:
+        """The API's base URL."""
+        return self._endpoint.url
+
     async def aclose(self) -> None:
         """Close the pooled connections."""
         if self._session:
@@ -120,7 +130,7 @@ class ModelArtsClient:
             self._session = None
 
     async def renew_credentials(self, project_id: str) -> None:
-        """Get new credentials after a 401, if that is possible.
+        """Get new credentials after a 401, if that is possible and was not done already.
 
         Raises:
             AuthError: there are none to be had.
@@ -139,6 +149,7 @@ class ModelArtsClient:
         Raises:
             ValueError: a name that must not stand in a path; nothing is sent.
             AuthError: signing in failed; nothing is sent.
+            RedisError: the shared token cannot be read; nothing is sent.
 
         Source: the API document, DELETE /v2/{project_id}/pools/{pool_name}.
         """
@@ -223,12 +234,37 @@ class ModelArtsClient:
         what = f"listing the workloads of pool {pool_name}"
         path = _pool_path(project_id, pool_name) + "/workloads"
         found: list[Workload] = []
-        while True:
-            query = f"?limit={PAGE}&offset={len(found)}"
+        for offset in itertools.count(0, PAGE):
+            query = f"?limit={PAGE}&offset={offset}"
             page = _items(await self._read(what, project_id, path + query, LARGE_BODY), what)
             found += [Workload.model_validate(raw) for raw in page if isinstance(raw, dict)]
             if len(page) < PAGE:
-                return found
+                break
+        return found
+
+    async def monitor(
+        self, project_id: str, pool_name: str, *, window: timedelta, period: timedelta
+    ) -> dict[str, Any]:
+        """The utilisation of a pool until now, as the API gives it; see `activity.parse_usage`.
+
+        Args:
+            project_id, pool_name: the pool.
+            window: how far back.
+            period: how far apart the points are: 60, 300, 900 or 3600 seconds.
+
+        Raises:
+            ValueError, AuthError, ApiError: as with `list_pools`.
+
+        Source: the API document, GET /v2/{project_id}/pools/{pool_name}/monitor; the form of
+            time_range is that of the cloud's document "Monitoring a Resource Pool".
+        """
+        query = (
+            f"?time_range=-1.-1.{math.ceil(window.total_seconds() / 60)}"
+            f"&statistics=maximum&period={round(period.total_seconds())}"
+        )
+        path = _pool_path(project_id, pool_name) + "/monitor" + query
+        what = f"reading the utilisation of pool {pool_name}"
+        return await self._read(what, project_id, path, LARGE_BODY)
 
     async def _read(
         self, what: str, project_id: str, path: str, limit: int = SMALL_BODY
@@ -266,6 +302,8 @@ class ModelArtsClient:
                 header = response.headers.get("Retry-After")
                 retry_after_s = parse_retry_after(header, datetime.now(UTC)) if header else None
             error_body = parse_error_body(raw)
+            if status == 401:
+                self._authenticator.refused(project_id, signed)
         except _OversizedError:
             failure = Failure.OVERSIZED
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
@@ -294,12 +332,32 @@ class ModelArtsClient:
                     total=options.total_timeout_s, sock_connect=options.connect_timeout_s
                 ),
                 cookie_jar=aiohttp.DummyCookieJar(),
+                middlewares=[_send_once],
             )
         return self._session
 
 
 class _OversizedError(Exception):
     pass
+
+
+class _ConnectionLostError(aiohttp.ClientConnectionError):
+    pass
+
+
+async def _send_once(
+    request: aiohttp.ClientRequest, handler: ClientHandlerType
+) -> aiohttp.ClientResponse:
+    """Keeps aiohttp from sending a request again by itself when a pooled connection is lost.
+
+    An attempt is one call: the limiter, the ledger and the attempts' bound count on it.
+    """
+    try:
+        return await handler(request)
+    except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError):
+        raise
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise _ConnectionLostError(str(error)) from error
 
 
 async def _bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
@@ -309,8 +367,7 @@ async def _bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
         chunks.append(chunk)
         size += len(chunk)
         if size > limit:
-            response.close()
-            raise _OversizedError
+            raise _OversizedError  # leaving the response half read closes its connection
     return b"".join(chunks)
 
 
@@ -320,7 +377,7 @@ def _failure(error: Exception) -> tuple[Failure, str]:
         error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientSSLError | ssl.SSLError
     ):
         return Failure.TLS, detail
-    if isinstance(error, TimeoutError | asyncio.TimeoutError):
+    if isinstance(error, TimeoutError):
         return Failure.TIMEOUT, detail
     if isinstance(error, aiohttp.ClientConnectorError):
         return Failure.CONNECT, detail

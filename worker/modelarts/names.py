@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import unicodedata
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import unquote
 
 from yarl import URL
 
+_BASE_URL: Final = re.compile(
+    r"""(?ix) [a-z][a-z0-9+.-]* :// (?: \w[\w.-]* | \[[0-9a-f:.]+\] ) (?: :[0-9]{1,5} )?
+    (?: [/?\#] .* )?""",
+    re.DOTALL,
+)
 _PROJECT_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _POOL_NAME: Final = re.compile(r"[a-z][a-z0-9-]{34,61}[a-z0-9]")
 
@@ -35,20 +42,28 @@ class Endpoint:
             ValueError: one sentence saying what is wrong and what is accepted.
         """
         accepted = "accepted: https://host or https://host:port"
-        try:
-            url = URL(text.strip())
-            host, port, user = url.host, url.port, url.user
-        except ValueError:
-            raise ValueError(f"{text!r} is not a URL; {accepted}") from None
-        if user is not None or url.password is not None:
+        text = text.strip()
+        # Before anything else: no message below may repeat a password, or a token in a query.
+        if "@" in unicodedata.normalize("NFKC", unquote(text)):
             raise ValueError(f"a URL with credentials in it is not taken; {accepted}")
-        if url.scheme not in {"http", "https"} or not host or not port:
-            raise ValueError(f"{text!r} is not a URL with a scheme and a host; {accepted}")
+        shown = repr(re.split(r"[?#]", text)[0])
+        try:
+            url = URL(text)
+            host, port = url.host, url.port
+        except ValueError:
+            raise ValueError(f"{shown} is not a URL; {accepted}") from None
+        if (
+            not _BASE_URL.fullmatch(text)
+            or url.scheme not in {"http", "https"}
+            or not host
+            or not port
+        ):
+            raise ValueError(f"{shown} is not a URL with a scheme and a host; {accepted}")
         if url.path not in {"", "/"} or url.query_string or url.fragment:
-            raise ValueError(f"{text!r} has more than a scheme, a host and a port; {accepted}")
+            raise ValueError(f"{shown} has more than a scheme, a host and a port; {accepted}")
         if url.scheme == "http" and not insecure_http and not _is_loopback(host):
             raise ValueError(
-                f"{text!r} is not encrypted; {accepted}, and http only for this machine or with "
+                f"{shown} is not encrypted; {accepted}, and http only for this machine or with "
                 "POOLSWEEP_INSECURE_HTTP=true"
             )
         return cls(str(url.origin()))

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
-from worker.modelarts.schema import Node, PoolDocument
+from pydantic import ValidationError
+
+from worker.modelarts.answers import printable
+from worker.modelarts.schema import Node, PoolDocument, PoolSpec, ResourceSpec, Tag
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+P = TypeVar("P")
 
 NAME_LABEL: Final = "os.modelarts/name"
 BILLING_ANNOTATION: Final = "os.modelarts/billing.mode"
 TAGS_ANNOTATION: Final = "os.modelarts/tms.tags"
 SUBPOOLS_ANNOTATION: Final = "os.modelarts.pool/subpools.count"
+BIZ_LABEL: Final = "os.modelarts.pool/biz"
+SHARING_LABEL: Final = "os.modelarts/sharing"
+_NOT_SHARED: Final = {"", "0", "false", "no", "none", "private"}
 FROZEN_BITS: Final = 8 | 16
 """controlMode: frozen, and frozen by the police."""
 
 
 class UnreadablePoolError(ValueError):
-    """A document that names no pool."""
+    """A document that names no pool, or whose parts cannot be read at all."""
 
 
 class UnreadableTagsError(ValueError):
@@ -49,7 +58,7 @@ class Pool:
         pool_id: its `metadata.name`.
 
     Raises:
-        UnreadablePoolError: the document names no pool.
+        UnreadablePoolError: the document names no pool, or one of its parts cannot be read.
     """
 
     def __init__(self, document: PoolDocument) -> None:
@@ -57,6 +66,9 @@ class Pool:
         name = getattr(document.metadata, "name", None)
         if not isinstance(name, str) or not name:
             raise UnreadablePoolError("the document has no metadata.name")
+        # An object that did not become one of ours would hide all that it says.
+        if isinstance(document.spec, dict) or isinstance(document.status, dict):
+            raise UnreadablePoolError("the document has keys that are not text")
         self.pool_id = name
 
     @classmethod
@@ -64,11 +76,15 @@ class Pool:
         """Read a pool from JSON as parsed.
 
         Raises:
-            UnreadablePoolError: it is not an object, or names no pool.
+            UnreadablePoolError: it is not an object, names no pool, or cannot be read.
         """
         if not isinstance(raw, dict):
             raise UnreadablePoolError("the document is not an object")
-        return cls(PoolDocument.model_validate(raw))
+        try:
+            document = PoolDocument.model_validate(raw)
+        except ValidationError:
+            raise UnreadablePoolError("the document has keys that are not text") from None
+        return cls(document)
 
     def __repr__(self) -> str:
         return f"Pool({self.pool_id!r})"
@@ -86,7 +102,7 @@ class Pool:
     @property
     def display_name(self) -> str:
         """The name that the user gave it; empty if none."""
-        return _text(self.labels.get(NAME_LABEL))
+        return printable(self.labels.get(NAME_LABEL))
 
     @property
     def created(self) -> str:
@@ -105,12 +121,12 @@ class Pool:
     @property
     def phase(self) -> str:
         """status.phase; empty if there is none."""
-        return _text(getattr(self.document.status, "phase", None))
+        return printable(getattr(self.document.status, "phase", None))
 
     @property
     def message(self) -> str:
         """status.message; empty if there is none."""
-        return _text(getattr(self.document.status, "message", None))
+        return printable(getattr(self.document.status, "message", None))
 
     @property
     def billing(self) -> Billing:
@@ -120,10 +136,10 @@ class Pool:
     @property
     def control_mode(self) -> int | None:
         """spec.controlMode, 0 if absent; None if it cannot be read."""
-        mode = getattr(self.document.spec, "control_mode", None)
-        if mode is None:
-            return 0
-        return mode if isinstance(mode, int) else None
+        if not isinstance(self.document.spec, PoolSpec):
+            return None
+        mode = self.document.spec.control_mode
+        return 0 if mode is None else _count(mode)
 
     @property
     def frozen(self) -> bool:
@@ -132,9 +148,35 @@ class Pool:
         return mode is None or bool(mode & FROZEN_BITS)
 
     @property
+    def type(self) -> str:
+        """spec.type: `Dedicate` (physical) or `Logical`; empty if there is none."""
+        return _text(getattr(self.document.spec, "type", None))
+
+    @property
+    def scopes(self) -> list[str]:
+        """spec.scope: what it is for; empty for a logical pool."""
+        scopes = getattr(self.document.spec, "scope", None)
+        return [scope for scope in _sequence(scopes) if isinstance(scope, str)]
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether it is shared or public, or may be."""
+        public = self.labels.get(BIZ_LABEL, "private") != "private"
+        shared = self.labels.get(SHARING_LABEL, "false")
+        return public or not (isinstance(shared, str) and shared.strip().lower() in _NOT_SHARED)
+
+    def driver_version(self, kind: Literal["gpu", "npu"]) -> str:
+        """The driver that runs, else the one that was ordered; empty if there is none."""
+        runs = getattr(getattr(self.document.status, "driver", None), kind, None)
+        ordered = getattr(self.document.spec, "driver", None)
+        return _text(getattr(runs, "version", None)) or _text(
+            getattr(ordered, f"{kind}_version", None)
+        )
+
+    @property
     def is_logical(self) -> bool:
         """Whether it is a logical pool, without a network of its own."""
-        return getattr(self.document.spec, "type", None) == "Logical"
+        return self.type == "Logical"
 
     @property
     def parent(self) -> str:
@@ -145,7 +187,7 @@ class Pool:
     def subpool_count(self) -> int | None:
         """The number of its logical sub-pools, 0 if it does not say; None if unreadable."""
         text = self.annotations.get(SUBPOOLS_ANNOTATION, "0")
-        return int(text) if isinstance(text, str) and text.isdecimal() else None
+        return int(text) if isinstance(text, str) and re.fullmatch(r"[0-9]{1,9}", text) else None
 
     @cached_property
     def nodes_by_flavor(self) -> Counter[str]:
@@ -174,12 +216,17 @@ class Pool:
 
     @cached_property
     def node_tags(self) -> list[tuple[str, str]]:
-        """The tags on its nodes (`spec.resources[].tags`), as they stand."""
-        resources = getattr(self.document.spec, "resources", None)
+        """The tags on its nodes (`spec.resources[].tags`), as they stand.
+
+        Raises:
+            UnreadableTagsError: something there is not as documented, and may be a tag.
+        """
+        if not isinstance(self.document.spec, PoolSpec):
+            raise UnreadableTagsError("the tags of its nodes cannot be read")
         return [
-            (_text(getattr(tag, "key", None)), _text(getattr(tag, "value", None)))
-            for resource in _sequence(resources)
-            for tag in _sequence(getattr(resource, "tags", None))
+            (_node_tag_text(tag.key), _node_tag_text(tag.value))
+            for resource in _parts(self.document.spec.resources, ResourceSpec)
+            for tag in _parts(resource.tags, Tag)
         ]
 
 
@@ -197,37 +244,81 @@ def _billing(annotations: Mapping[str, Any]) -> Billing:
 
 
 def parse_tags(text: Any) -> dict[str, str]:
-    """Read the tags annotation: a JSON list of {key, value}, or a JSON map.
+    """Read the tags annotation: a JSON list of {key, value} or {key, values}, or a JSON map.
 
     Args:
         text: the annotation.
 
+    Returns:
+        The tags; a value that is missing or null is empty.
+
     Raises:
-        UnreadableTagsError: it is neither, or says two things of one key.
+        UnreadableTagsError: it is neither, may be either, or says two things of one key.
     """
     try:
-        raw = json.loads(text)
+        raw = json.loads(text, object_pairs_hook=_without_repetition)
+    except UnreadableTagsError:
+        raise
     except (TypeError, ValueError, RecursionError):
         raise UnreadableTagsError("its tags are not JSON") from None
     if isinstance(raw, dict):
-        pairs = list(raw.items())
+        if "key" in raw and raw.keys() & {"value", "values"}:
+            raise UnreadableTagsError("its tags are one {key, value}, or a map of tags so named")
+        pairs = [(key, [value]) for key, value in raw.items()]
     elif isinstance(raw, list) and all(isinstance(item, dict) for item in raw):
-        pairs = [(item.get("key"), item.get("value", "")) for item in raw]
+        pairs = [(item.get("key"), _values(item)) for item in raw]
     else:
         raise UnreadableTagsError("its tags are neither a list of {key, value} nor a map")
     tags: dict[str, str] = {}
-    for key, value in pairs:
-        if value is None:
-            value = ""
-        if not isinstance(key, str) or not isinstance(value, str):
-            raise UnreadableTagsError("its tags hold something that is not text")
-        if tags.setdefault(key, value) != value:
-            raise UnreadableTagsError("its tags say two things of one key")
+    for key, values in pairs:
+        for value in values:
+            text = "" if value is None else value
+            if not isinstance(key, str) or not isinstance(text, str):
+                raise UnreadableTagsError("its tags hold something that is not text")
+            if tags.setdefault(key, text) != text:
+                raise UnreadableTagsError("its tags say two things of one key")
     return tags
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise UnreadableTagsError("its tags say two things of one key")
+    return found
+
+
+def _values(item: dict[str, Any]) -> list[Any]:
+    """What an item of a list says of its key: at least one value."""
+    if len(item) > 1 and not item.keys() & {"value", "values"}:
+        raise UnreadableTagsError("its tags are neither a list of {key, value} nor a map")
+    values = item.get("values", [])
+    found = values if isinstance(values, list) else [values]
+    if "value" in item:
+        found = [*found, item["value"]]
+    return found or [""]
+
+
+def _parts(value: Any, part: type[P]) -> list[P]:
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(item, part) for item in value):
+        raise UnreadableTagsError("the tags of its nodes cannot be read")
+    return value
+
+
+def _node_tag_text(value: Any) -> str:
+    if value is not None and not isinstance(value, str):
+        raise UnreadableTagsError("the tags of its nodes hold something that is not text")
+    return value or ""
 
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
+
+
+def _count(value: Any) -> int | None:
+    """A whole number from 0; None for anything else, such as true, which Python takes for 1."""
+    return value if isinstance(value, int) and type(value) is not bool and value >= 0 else None
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -240,6 +331,7 @@ def _sequence(value: Any) -> Iterable[Any]:
 
 def _count_nodes(resources: Any, found: Counter[str]) -> None:
     for resource in _sequence(resources):
-        flavor, count = getattr(resource, "flavor", None), getattr(resource, "count", None)
-        if isinstance(flavor, str) and isinstance(count, int) and count > 0:
+        flavor = getattr(resource, "flavor", None)
+        count = _count(getattr(resource, "count", None))
+        if isinstance(flavor, str) and count:
             found[flavor] += count

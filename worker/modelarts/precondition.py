@@ -11,7 +11,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from worker.modelarts.pool import SUBPOOLS_ANNOTATION, TAGS_ANNOTATION
+from worker.modelarts.answers import printable
+from worker.modelarts.pool import SUBPOOLS_ANNOTATION, TAGS_ANNOTATION, UnreadableTagsError
 
 if TYPE_CHECKING:
     from worker.modelarts.pool import Pool
@@ -39,11 +40,13 @@ class Precondition:
     @classmethod
     def of(cls, pool: Pool) -> Precondition:
         """The precondition that a pool fulfils now."""
-        annotations = {
-            key: value for key, value in pool.annotations.items() if key not in _ELSEWHERE
-        }
-        tags = [pool.annotations.get(TAGS_ANNOTATION), pool.node_tags]
-        parts = (dict(pool.labels), annotations, tags, pool.control_mode)
+        metadata = pool.document.metadata
+        # As they came if they are no map, so that a map that becomes unreadable is a change.
+        labels, annotations = metadata.labels or {}, metadata.annotations or {}
+        if isinstance(annotations, dict):
+            annotations = {key: annotations[key] for key in annotations.keys() - _ELSEWHERE}
+        tags = [pool.annotations.get(TAGS_ANNOTATION), _node_tags(pool)]
+        parts = (labels, annotations, tags, pool.control_mode)
         return cls(pool.created, "-".join(_digest(part) for part in parts))
 
 
@@ -63,8 +66,8 @@ def changes(precondition: Precondition, pool: Pool) -> tuple[str, ...]:
     found = []
     if now.created != precondition.created:
         found.append(
-            f"another incarnation, created {now.created or 'at an unknown time'} "
-            f"(was {precondition.created or 'unknown'})"
+            f"another incarnation, created {printable(now.created) or 'at an unknown time'} "
+            f"(was {printable(precondition.created) or 'unknown'})"
         )
     before, after = precondition.fingerprint.split("-"), now.fingerprint.split("-")
     if len(before) != len(after):
@@ -73,8 +76,16 @@ def changes(precondition: Precondition, pool: Pool) -> tuple[str, ...]:
         changed = [name for name, old, new in zip(PARTS, before, after, strict=True) if old != new]
         found += [f"{name} changed" for name in changed]
         if "tags" in changed:
-            found.append(f"tags are now {pool.annotations.get(TAGS_ANNOTATION, 'none')!s:.200}")
+            text = str(pool.annotations.get(TAGS_ANNOTATION) or "none")
+            found.append(f"tags are now {printable(text, 200)}")
     return tuple(found)
+
+
+def _node_tags(pool: Pool) -> Any:
+    try:
+        return pool.node_tags
+    except UnreadableTagsError as error:
+        return str(error)
 
 
 def _digest(part: Any) -> str:

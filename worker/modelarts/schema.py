@@ -1,15 +1,15 @@
 """The pool document as typed models that lose nothing.
 
 Every field of the API document has its place; unknown fields are kept, and a value of another
-type than documented is kept as it came, so that one odd field never hides a pool. Nothing is
-converted: what was parsed dumps to what came in.
+type than documented is kept as it came, so that one odd field never hides a pool, nor one odd item
+its list. Nothing is converted: what was parsed dumps to what came in.
 
 Source: the API document, "The pool".
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 from pydantic import (
     AliasGenerator,
@@ -17,13 +17,24 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
-    ValidationInfo,
     ValidatorFunctionWrapHandler,
+    WrapValidator,
     field_validator,
 )
 from pydantic.alias_generators import to_camel
 
+T = TypeVar("T")
+
+
+def _keep_if_unfit(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return handler(value)
+    except ValidationError:
+        return value
+
+
 Texts: TypeAlias = dict[str, str]
+Items: TypeAlias = list[Annotated[T, WrapValidator(_keep_if_unfit)]]
 
 
 class Document(BaseModel):
@@ -33,22 +44,20 @@ class Document(BaseModel):
         extra="allow",
         strict=True,
         frozen=True,
-        populate_by_name=True,
         alias_generator=AliasGenerator(alias=to_camel),
     )
 
     @field_validator("*", mode="wrap")
     @classmethod
-    def _keep_what_does_not_fit(
-        cls, value: Any, handler: ValidatorFunctionWrapHandler, _info: ValidationInfo
-    ) -> Any:
-        try:
-            return handler(value)
-        except ValidationError:
-            return value
+    def _keep_what_does_not_fit(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        return _keep_if_unfit(value, handler)
 
     def to_json(self) -> dict[str, Any]:
-        """The document as it came."""
+        """The document as it came.
+
+        With one exception: an unknown field that is spelled like a documented one's name in
+        Python (`control_mode`) is kept, and the documented one, if missing, is added as null.
+        """
         return self.model_dump(by_alias=True, exclude_unset=True, warnings=False)
 
 
@@ -111,13 +120,13 @@ class VolumeGroupConfig(Document):
     volume_group: str | None = None
     docker_thin_pool: int | None = None
     lvm_config: LvmConfig | None = None
-    types: list[str] | None = None
+    types: Items[str] | None = None
 
 
 class NodeNetwork(Document):
     vpc: str | None = None
     subnet: str | None = None
-    security_groups: list[str] | None = None
+    security_groups: Items[str] | None = None
 
 
 class NodeOs(Document):
@@ -130,17 +139,17 @@ class ResourceSpec(Document):
     flavor: str | None = None
     count: int | None = None
     max_count: int | None = None
-    azs: list[Zone] | None = None
+    azs: Items[Zone] | None = None
     node_pool: str | None = None
-    taints: list[Taint] | None = None
+    taints: Items[Taint] | None = None
     labels: Texts | None = None
-    tags: list[Tag] | None = None
+    tags: Items[Tag] | None = None
     network: NodeNetwork | None = None
     extend_params: NodeExtendParams | None = None
     creating_step: CreatingStep | None = None
     root_volume: RootVolume | None = None
-    data_volumes: list[DataVolume] | None = None
-    volume_group_configs: list[VolumeGroupConfig] | None = None
+    data_volumes: Items[DataVolume] | None = None
+    volume_group_configs: Items[VolumeGroupConfig] | None = None
     os: NodeOs | None = None
 
 
@@ -165,14 +174,14 @@ class DriverSpec(Document):
 
 class PoolSpec(Document):
     type: str | None = None
-    scope: list[str] | None = None
+    scope: Items[str] | None = None
     control_mode: int | None = None
-    resources: list[ResourceSpec] | None = None
+    resources: Items[ResourceSpec] | None = None
     network: Network | None = None
     container_network: ContainerNetwork | None = None
     containernetwork: ContainerNetwork | None = Field(default=None, alias="containernetwork")
     kubernetes_svc_ip_range: str | None = None
-    masters: list[Master] | None = None
+    masters: Items[Master] | None = None
     cluster_flavor: str | None = None
     driver: DriverSpec | None = None
 
@@ -181,16 +190,16 @@ class ResourceCount(Document):
     flavor: str | None = None
     count: int | None = None
     max_count: int | None = None
-    azs: list[Zone] | None = None
+    azs: Items[Zone] | None = None
     creating_step: CreatingStep | None = None
     node_pool: str | None = None
 
 
 class ResourceStatus(Document):
-    creating: list[ResourceCount] | None = None
-    available: list[ResourceCount] | None = None
-    abnormal: list[ResourceCount] | None = None
-    deleting: list[ResourceCount] | None = None
+    creating: Items[ResourceCount] | None = None
+    available: Items[ResourceCount] | None = None
+    abnormal: Items[ResourceCount] | None = None
+    deleting: Items[ResourceCount] | None = None
 
 
 class PluginStatus(Document):
@@ -201,7 +210,7 @@ class PluginStatus(Document):
 class ScopeStatus(Document):
     scope_type: str | None = None
     state: str | None = None
-    plugins: list[PluginStatus] | None = None
+    plugins: Items[PluginStatus] | None = None
     message: str | None = None
 
 
@@ -219,7 +228,7 @@ class PoolStatus(Document):
     phase: str | None = None
     message: str | None = None
     resources: ResourceStatus | None = None
-    scope: list[ScopeStatus] | None = None
+    scope: Items[ScopeStatus] | None = None
     driver: DriverStatus | None = None
     parent: str | None = None
     root: str | None = None

@@ -24,13 +24,21 @@ end
 local NOW = now_ms()
 local run = {}
 do
-  local names = { 'state', 'total', 'verify', 'cancelled_ms', 'retention_s' }
+  local names = {
+    'state', 'total', 'verify', 'cancelled_ms', 'braked_ms', 'note', 'retention_s',
+    'max_failures', 'max_failure_percent',
+  }
   local values = redis.call('HMGET', RUN, unpack(names))
   for i, name in ipairs(names) do run[name] = values[i] end
 end
 
 local counts = {}
 local function count(state, by) counts[state] = (counts[state] or 0) + by end
+
+-- Why the rest of a cancelled run is not executed.
+local function why_cancelled()
+  return run.braked_ms and run.note or 'the run was cancelled'
+end
 
 local function read(n)
   local text = redis.call('HGET', JOBS, n)
@@ -47,7 +55,7 @@ local function move(n, job, to, at)
   local from = job.state
   if to == 'pending' and run.cancelled_ms then
     to = 'cancelled'
-    job.reason = 'the run was cancelled'
+    job.reason = why_cancelled()
   end
   if from == 'pending' then
     redis.call('ZREM', WAITING, n)
@@ -79,6 +87,26 @@ local function move(n, job, to, at)
   redis.call('HSET', JOBS, n, cjson.encode(job))
 end
 
+-- Too many failures stop the rest of a run: no job is claimed any more, and what waits is
+-- cancelled by whoever comes next. Accepted jobs count as tried, since their end takes long.
+local FEWEST_FOR_PERCENT = 10
+local function brake(final)
+  if run.cancelled_ms or not run.max_failures then return end
+  local failed = redis.call('LLEN', OUTCOME.failed)
+  local tried = final + (run.verify == '0' and 0 or redis.call('ZCARD', ACCEPTED))
+  local why
+  if failed > tonumber(run.max_failures) then
+    why = 'more than max_failures=' .. run.max_failures
+  elseif tried >= FEWEST_FOR_PERCENT
+      and failed * 100 > tonumber(run.max_failure_percent or 100) * tried then
+    why = 'more than max_failure_percent=' .. run.max_failure_percent
+  else
+    return
+  end
+  local note = 'braked: ' .. failed .. ' of ' .. tried .. ' jobs tried failed, ' .. why
+  redis.call('HSET', RUN, 'cancelled_ms', NOW, 'braked_ms', NOW, 'note', note)
+end
+
 -- Writes the counts; ends the run when its last job is final, from when on its records age.
 local function settle_counts()
   for state, by in pairs(counts) do
@@ -89,6 +117,7 @@ local function settle_counts()
   for state, key in pairs(OUTCOME) do
     if is_final(state) then final = final + redis.call('LLEN', key) end
   end
+  brake(final)
   if final == tonumber(run.total) then
     redis.call('HSET', RUN, 'state', 'finished', 'finished_ms', NOW)
     for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, run.retention_s) end
