@@ -51,7 +51,7 @@ class SandboxPool:
         self.gone_at = math.inf
         self.deletes = 0
         self.accepted = False
-        self.vanished = member.behaviour is Behaviour.GONE
+        self.vanished = False
         self.workloads = member.workloads
         self.usage = {"cpuUsage": 3.0, "memUsedRate": 12.0, "gpuUtil": 0.0, "npuUtil": 0.0}
         self._text: bytes | None = None
@@ -152,13 +152,8 @@ class Cloud:
         return pool
 
     def list(self, project_id: str) -> list[SandboxPool]:
-        """The pools that a list shows; it lags where somebody else deleted one unseen."""
-        now = self._clock()
-        found = [
-            pool
-            for pool in self.projects[project_id].values()
-            if now < pool.gone_at and (not pool.vanished or not pool.deletes)
-        ]
+        """The pools that a list shows."""
+        found = [pool for pool in self.projects[project_id].values() if self.is_there(pool)]
         for pool in found:
             self._count_subpools(pool)
         return found
@@ -178,6 +173,8 @@ class Cloud:
         pool = self.projects[project_id].get(name)
         if pool is not None:
             pool.deletes += 1
+            # Somebody else is always just quicker.
+            pool.vanished = pool.vanished or pool.member.behaviour is Behaviour.GONE
         if pool is None or not self.is_there(pool):
             return refusal(404, NOT_FOUND, "pool not found")
         if refused := self._refused(pool):

@@ -1,19 +1,27 @@
-"""From a project and a wish to a plan: reads the cloud, writes nothing."""
+"""From a project and rules to a plan: reads the cloud, writes nothing to it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import asyncio
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from scheduler.selection import Decision, select
-from worker.modelarts import Billing, node_billing
+from scheduler.facts import Fact, Facts
+from scheduler.selection import Decision, Rules, select
+from worker.modelarts import ApiError, VerdictKind
+from worker.modelarts.activity import parse_usage, period_for
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from datetime import datetime
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from datetime import datetime, timedelta
 
-    from scheduler.selection import Wish
-    from worker.modelarts import ModelArtsClient
+    from scheduler.idleness import Idleness
+    from scheduler.marks import Veto
+    from worker.limiter import Limiter
+    from worker.modelarts import ModelArtsClient, Pool
+
+AT_ONCE = 20
+"""Reads of single pools under way at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +30,19 @@ class Plan:
 
     Attributes:
         project_id: the project.
+        endpoint: the base URL of its API.
         decisions: one for each pool looked at.
+        at: when its pools were listed.
+        pools: how many pools the project has.
         absent: ids that were asked for by name and that the project does not have.
         unreadable: how many pools the cloud showed that could not be understood; they stay.
     """
 
     project_id: str
+    endpoint: str
     decisions: Sequence[Decision]
+    at: datetime
+    pools: int
     absent: Sequence[str] = ()
     unreadable: int = 0
 
@@ -42,56 +56,136 @@ class Plan:
         """The pools to keep."""
         return [decision for decision in self.decisions if not decision.delete]
 
+    def only(self, decisions: Sequence[Decision], why_not: Callable[[Pool], str]) -> Plan:
+        """The plan with only some of its deletions; the others are kept.
 
-async def plan(client: ModelArtsClient, project_id: str, wish: Wish, now: datetime) -> Plan:
-    """Plan over all pools of a project.
+        Args:
+            decisions: those that remain.
+            why_not: why a pool of the others does not.
+        """
+        remain = {decision.pool.pool_id for decision in decisions}
+        return replace(
+            self,
+            decisions=[
+                decision
+                if not decision.delete or decision.pool.pool_id in remain
+                else replace(
+                    decision, delete=False, reason=f"{why_not(decision.pool)}: {decision.reason}"
+                )
+                for decision in self.decisions
+            ],
+        )
+
+
+class Planner:
+    """Plans over the projects of one endpoint.
 
     Args:
         client: the API.
-        project_id: the project.
-        wish: which pools somebody wants to be rid of.
-        now: an aware time.
-
-    Raises:
-        ApiError, AuthError: the pools cannot be listed.
+        limiter: reads count as calls too.
+        idleness: remembers since when pools are idle; None: nothing is remembered.
+        window: how far back utilisation is asked for.
     """
-    listing = await client.list_pools(project_id)
-    return Plan(project_id, select(listing.pools, wish, now), unreadable=len(listing.unreadable))
+
+    def __init__(
+        self,
+        client: ModelArtsClient,
+        limiter: Limiter,
+        idleness: Idleness | None,
+        window: timedelta,
+    ) -> None:
+        self._client = client
+        self._limiter = limiter
+        self._idleness = idleness
+        self._window = window
+        self._at_once = asyncio.Semaphore(AT_ONCE)
+
+    async def plan(
+        self,
+        project_id: str,
+        rules: Rules,
+        now: datetime,
+        *,
+        vetoes: Mapping[str, Veto] | None = None,
+        named: Sequence[str] | None = None,
+    ) -> Plan:
+        """Decide about all pools of a project, or about those that are named.
+
+        Args:
+            project_id: the project.
+            rules: what is weighed.
+            now: an aware time.
+            vetoes: what somebody keeps, by pool id.
+            named: the ids of the only pools to be in the plan; None: all.
+
+        Raises:
+            ApiError, AuthError: the pools cannot be listed.
+        """
+        await self._limiter.permit(project_id)
+        listing = await self._client.list_pools(project_id)
+        facts = [Facts(pool) for pool in listing.pools]
+        place = {there.pool.pool_id: number for number, there in enumerate(facts)}
+        decisions = select(facts, rules, now, vetoes)
+        # Each round reads what is missing, so there are no more rounds than kinds of facts.
+        while any(decision.needs for decision in decisions):
+            read = [
+                self._read(project_id, facts[place[decision.pool.pool_id]], fact, now)
+                for decision in decisions
+                for fact in sorted(decision.needs)
+            ]
+            for pool_id, changes in await _all(read):
+                there = facts[place[pool_id]]
+                unreadable = {**there.unreadable, **changes.pop("unreadable", {})}
+                facts[place[pool_id]] = replace(there, **changes, unreadable=unreadable)
+            decisions = select(facts, rules, now, vetoes)
+        absent: list[str] = []
+        if named is not None:
+            decisions = [each for each in decisions if each.pool.pool_id in set(named)]
+            absent = [pool_id for pool_id in named if pool_id not in place]
+        return Plan(
+            project_id=project_id,
+            endpoint=self._client.endpoint,
+            decisions=decisions,
+            at=now,
+            pools=len(listing.pools) + len(listing.unreadable),
+            absent=absent,
+            unreadable=len(listing.unreadable),
+        )
+
+    async def _read(
+        self, project_id: str, facts: Facts, fact: Fact, now: datetime
+    ) -> tuple[str, dict[str, Any]]:
+        pool_id = facts.pool.pool_id
+        read: dict[Fact, Callable[[str, str], Awaitable[Any]]] = {
+            Fact.NODES: self._client.list_nodes,
+            Fact.WORKLOADS: self._client.list_workloads,
+            Fact.USAGE: self._usage,
+        }
+        async with self._at_once:
+            await self._limiter.permit(project_id)
+            try:
+                found = await read[fact](project_id, pool_id)
+            except ApiError as error:
+                gone = error.verdict.kind is VerdictKind.ALREADY_DELETED
+                why = "the pool is gone by now" if gone else str(error)
+                return pool_id, {"unreadable": {fact: why}}
+        changes = {str(fact): found}
+        if fact is Fact.WORKLOADS and self._idleness is not None:
+            changes["idle_since"] = await self._idleness.seen(project_id, facts.pool, found, now)
+        return pool_id, changes
+
+    async def _usage(self, project_id: str, pool_id: str) -> Any:
+        period = period_for(self._window)
+        document = await self._client.monitor(
+            project_id, pool_id, window=self._window, period=period
+        )
+        return parse_usage(document, period)
 
 
-async def plan_named(
-    client: ModelArtsClient, project_id: str, ids: Sequence[str], wish: Wish, now: datetime
-) -> Plan:
-    """Plan over pools that are named; only these are in the plan, and their nodes are asked for.
-
-    Args:
-        client: the API.
-        project_id: the project.
-        ids: the pools' ids.
-        wish: the wish for just these, see `selection.named`.
-        now: an aware time.
-
-    Raises:
-        ApiError, AuthError: the pools cannot be read.
-    """
-    everything = await plan(client, project_id, wish, now)
-    wanted = set(ids)
-    chosen = [
-        await _keep_if_nodes_are_prepaid(client, project_id, each)
-        for each in everything.decisions
-        if each.pool.pool_id in wanted
-    ]
-    absent = sorted(wanted - {each.pool.pool_id for each in chosen})
-    return Plan(project_id, chosen, absent, everything.unreadable)
-
-
-async def _keep_if_nodes_are_prepaid(
-    client: ModelArtsClient, project_id: str, decision: Decision
-) -> Decision:
-    pool = decision.pool
-    if not decision.delete or pool.is_logical:
-        return decision
-    nodes = await client.list_nodes(project_id, pool.pool_id)
-    if any(node_billing(node) is Billing.PREPAID for node in nodes):
-        return Decision(pool, False, "it has prepaid nodes: unsubscribe these first")
-    return decision
+async def _all(work: Sequence[Awaitable[tuple[str, dict[str, Any]]]]) -> Sequence[Any]:
+    """The results of all, or the first error once all have ended: none is left running."""
+    results = await asyncio.gather(*work, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results

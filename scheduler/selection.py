@@ -1,28 +1,37 @@
 """Which pools may go, and why: pure.
 
-A wish (these pools; those that are expired or carry a tag) is weighed against what protects a
-pool. Protection wins over every wish, and a doubt protects too.
+What somebody wants gone (by name, or what a policy matches) is weighed against what protects a
+pool. Protection wins over every match, and a doubt protects too. Where only a further call can
+tell, the decision says which facts it needs; with these it is made again.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, date, datetime, time
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from worker.modelarts import Billing, UnreadableTagsError
+from scheduler import matchers
+from scheduler.facts import Fact, Facts
+from scheduler.matchers import Finding, Kind, ask, busy_with
+from worker.modelarts import Billing, UnreadableTagsError, node_billing, validate_pool_name
+from worker.modelarts.answers import printable
+from worker.modelarts.pool import BILLING_ANNOTATION
+from worker.modelarts.schema import Metadata
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
+    from datetime import datetime
 
+    from scheduler.marks import Veto
+    from scheduler.policy import Policy
     from worker.modelarts import Pool
+    from worker.modelarts.schema import Node
 
-EXPIRY_TAG = "expires-at"
+LONGEST_REASON = 400
 PROTECT_TAG = "poolsweep/protect"
-_NO = {"", "0", "false", "no", "off"}
+_NO = {"0", "false", "no", "off"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,35 +42,144 @@ class Decision:
         pool: the pool.
         delete: whether it is to be deleted.
         reason: why, or why not.
+        needs: facts without which this cannot be decided; the pool stays until it is.
     """
 
     pool: Pool
     delete: bool
     reason: str
+    needs: frozenset[Fact] = frozenset()
 
 
-Wish = Callable[["Pool", "Mapping[str, str]", datetime], "str | None"]
-"""(pool, its tags, now) -> why it is to be deleted; None: it is not wished for.
-
-A wish raises `Doubt` for what it cannot read.
-"""
+Find = Callable[["Facts", "datetime"], Finding]
+"""(pool and what has been read of it, now) -> whether it matches."""
 
 
-class Doubt(ValueError):  # noqa: N818 - it says what it is
-    """Something that decides about a pool cannot be read; the text says what."""
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What is weighed.
+
+    Attributes:
+        match: which pools somebody wants gone.
+        protect: which stay all the same.
+        allow_busy: whether pools with running workloads may go.
+        allow_shared: whether shared and public pools may go.
+    """
+
+    match: Find
+    protect: Find | None = None
+    allow_busy: bool = False
+    allow_shared: bool = False
 
 
-def obstacle(pool: Pool, together: Collection[str], subpools: Mapping[str, Sequence[str]]) -> str:
+def rules_of(policy: Policy) -> Rules:
+    """A policy's rules."""
+    match, protect = policy.match, policy.protect
+    return Rules(
+        match=lambda facts, now: matchers.find(match, facts, now),
+        protect=None if protect is None else lambda facts, now: matchers.find(protect, facts, now),
+        allow_busy=policy.allow_busy,
+        allow_shared=policy.allow_shared,
+    )
+
+
+def named(ids: Collection[str]) -> Rules:
+    """Rules for pools that somebody names: they may be busy or shared, since they are meant."""
+    wanted = frozenset(ids)
+
+    def match(facts: Facts, _now: datetime) -> Finding:
+        if facts.pool.pool_id in wanted:
+            return matchers.yes("asked for by name")
+        return matchers.no("not asked for")
+
+    return Rules(match, allow_busy=True, allow_shared=True)
+
+
+def select(
+    pools: Sequence[Facts],
+    rules: Rules,
+    now: datetime,
+    vetoes: Mapping[str, Veto] | None = None,
+) -> list[Decision]:
+    """Decide about every pool.
+
+    Args:
+        pools: all of one project's pools, so that sub-pools are seen.
+        rules: what is weighed.
+        now: an aware time.
+        vetoes: what somebody keeps, by pool id.
+
+    Returns:
+        A decision for each, in an order in which sub-pools come before their parents.
+    """
+    listed = Counter(facts.pool.pool_id for facts in pools)
+    decisions = {
+        facts.pool.pool_id: decide(facts, rules, now, vetoes or {})
+        for facts in pools
+        if listed[facts.pool.pool_id] == 1
+    }
+    family = _Family.of([facts.pool for facts in pools])
+    found = []
+    # A sub-pool that stays keeps its parent, which therefore is weighed after it.
+    for pool in family.ordered:
+        decision = decisions.get(pool.pool_id) or Decision(pool, False, "it is listed twice")
+        if _may_go(decision) and (why := family.obstacle(pool, decisions)):
+            decision = decisions[pool.pool_id] = Decision(pool, False, why)
+        found.append(replace(decision, reason=printable(decision.reason, LONGEST_REASON)))
+    return found
+
+
+def decide(facts: Facts, rules: Rules, now: datetime, vetoes: Mapping[str, Veto]) -> Decision:
+    """Decide about one pool by itself, whatever becomes of the others.
+
+    Args:
+        facts: the pool and what has been read of it.
+        rules: what is weighed.
+        now: an aware time.
+        vetoes: what somebody keeps, by pool id.
+    """
+    pool = facts.pool
+    match = rules.match(facts, now)
+    if match.kind in {Kind.NO, Kind.DOUBT}:
+        return Decision(pool, False, match.reason or "nothing asks for its deletion")
+    if veto := vetoes.get(pool.pool_id):
+        return Decision(pool, False, str(veto))
+    if why := obstacle(pool, allow_shared=rules.allow_shared):
+        return Decision(pool, False, why)
+    protect = rules.protect(facts, now) if rules.protect else matchers.no()
+    if protect.kind is Kind.YES:
+        return Decision(pool, False, f"protected by the policy: {protect.reason}")
+    if protect.kind is Kind.DOUBT:
+        return Decision(pool, False, f"perhaps protected by the policy: {protect.reason}")
+    busy = matchers.no() if rules.allow_busy else _busy(facts)
+    further = (match, protect, busy, _paid_nodes(facts))
+    for finding in further:
+        if finding.kind is Kind.DOUBT or (finding.kind is Kind.YES and finding is not match):
+            return Decision(pool, False, finding.reason)
+    # One fact after the other, so that no call is made for a pool that another one keeps.
+    for finding in further:
+        if finding.kind is Kind.UNREAD:
+            fact = min(finding.needs, key=list(Fact).index)
+            return Decision(pool, False, f"not decided: its {fact}", frozenset({fact}))
+    return Decision(pool, True, match.reason)
+
+
+def obstacle(pool: Pool, *, allow_shared: bool = True) -> str:
     """What keeps a pool from being deleted whatever anybody wishes; empty: nothing.
 
     Args:
         pool: the pool.
-        together: the ids of the pools that are to be deleted with it.
-        subpools: the ids of the logical sub-pools known of each pool.
+        allow_shared: whether shared and public pools may go.
 
     Source: the API document (DELETE, pool).
     """
-    if pool.tags.get(PROTECT_TAG, "no").strip().lower() not in _NO:
+    if unknown := _doubt(pool):
+        return unknown
+    try:
+        protected = pool.tags.get(PROTECT_TAG, "no").strip().lower() not in _NO
+    except UnreadableTagsError as error:
+        return str(error)
+    if protected:
         return f"it is protected by the tag {PROTECT_TAG}"
     if pool.billing is Billing.PREPAID:
         return "it is prepaid (yearly/monthly): unsubscribe it at the billing service"
@@ -71,131 +189,131 @@ def obstacle(pool: Pool, together: Collection[str], subpools: Mapping[str, Seque
         return "it is frozen"
     if pool.phase in {"Creating", "Deleting"}:
         return f"it is {pool.phase.lower()}"
-    known = subpools.get(pool.pool_id, ())
-    if others := sorted(set(known) - set(together)):
-        return f"it has logical sub-pools that stay: {', '.join(others[:3])}" + (
-            " and more" if len(others) > 3 else ""
-        )
-    if pool.subpool_count is None:
-        return "the number of its logical sub-pools cannot be read"
-    if pool.subpool_count > len(known):
-        return f"it has {pool.subpool_count} logical sub-pools, of which only {len(known)} are seen"
+    if pool.is_shared and not allow_shared:
+        return "it is shared or public"
     return ""
 
 
-def select(pools: Sequence[Pool], wish: Wish, now: datetime) -> list[Decision]:
-    """Decide about every pool.
-
-    Args:
-        pools: all of one project's pools, so that sub-pools are seen.
-        wish: which of them somebody wants to be rid of.
-        now: an aware time.
-
-    Returns:
-        A decision for each, in an order in which sub-pools come before their parents.
-    """
-    reasons: dict[str, str] = {}
-    keeps: dict[str, str] = {}
-    for pool in pools:
-        try:
-            wished = wish(pool, pool.tags, now)
-        except (Doubt, UnreadableTagsError) as doubt:
-            keeps[pool.pool_id] = str(doubt)
-        else:
-            if wished:
-                reasons[pool.pool_id] = wished
-            else:
-                keeps[pool.pool_id] = "nothing asks for its deletion"
-    subpools: dict[str, list[str]] = {}
-    for pool in pools:
-        if pool.parent:
-            subpools.setdefault(pool.parent, []).append(pool.pool_id)
-    ordered = sorted(pools, key=lambda pool: not pool.parent)
-    # A sub-pool that stays keeps its parent, which therefore is weighed after it.
-    for pool in ordered:
-        if pool.pool_id in reasons and (why := obstacle(pool, reasons, subpools)):
-            del reasons[pool.pool_id]
-            keeps[pool.pool_id] = why
-    return [
-        Decision(
-            pool,
-            pool.pool_id in reasons,
-            reasons.get(pool.pool_id) or keeps[pool.pool_id],
-        )
-        for pool in ordered
-    ]
-
-
-def parse_expiry(text: str) -> datetime:
-    """The moment that an expiry tag names.
-
-    Args:
-        text: ISO 8601: a date (the pool expires when it begins, in UTC) or a time, in UTC unless
-            it names a zone.
-
-    Raises:
-        Doubt: it is neither.
-    """
+def _doubt(pool: Pool) -> str:
+    """What of a pool cannot be read although it decides; empty: nothing."""
     try:
-        if re.fullmatch(r"\d{4}-?\d{2}-?\d{2}", text.strip()):
-            return datetime.combine(date.fromisoformat(text.strip()), time(), UTC)
-        moment = datetime.fromisoformat(text.strip())
+        validate_pool_name(pool.pool_id)
     except ValueError:
-        raise Doubt(
-            f"{EXPIRY_TAG}={text!r} is not an ISO 8601 date or time, so its expiry is unknown"
-        ) from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return "its id is not one that the API takes"
+    if not isinstance(pool.document.metadata.labels, dict | None):
+        return "its labels are not a map"
+    if pool.created_at is None:
+        return "its creation time cannot be read, so a successor could be taken for it"
+    if not pool.phase:
+        return "its phase is not given"
+    if not isinstance(pool.document.status.parent, str | None):
+        return "the pool that it lies in cannot be read"
+    return ""
 
 
-def expired(key: str = EXPIRY_TAG) -> Wish:
-    """A wish for the pools whose expiry tag has passed."""
-
-    def wish(_pool: Pool, tags: Mapping[str, str], now: datetime) -> str | None:
-        if key not in tags:
-            return None
-        expiry = parse_expiry(tags[key])
-        return f"expired: {key}={tags[key]}" if expiry <= now else None
-
-    return wish
-
-
-def tagged(key: str, value: str | None = None) -> Wish:
-    """A wish for the pools with a tag, whatever its value or with just this one."""
-
-    def wish(_pool: Pool, tags: Mapping[str, str], _now: datetime) -> str | None:
-        if key not in tags or (value is not None and tags[key] != value):
-            return None
-        return f"tagged: {key}={tags[key]}"
-
-    return wish
+def _paid_nodes(facts: Facts) -> Finding:
+    """A postpaid pool can hold prepaid nodes, which must be unsubscribed first."""
+    if facts.pool.is_logical:
+        return matchers.no()  # its nodes are its parent's
+    if facts.nodes is None:
+        return ask(Fact.NODES, facts)
+    if any(node_billing(node) is Billing.PREPAID for node in facts.nodes):
+        return matchers.yes("it has prepaid nodes: unsubscribe these first")
+    if not all(map(_says_who_pays, facts.nodes)):
+        return matchers.doubt("the billing mode of a node is unknown")
+    return matchers.no()
 
 
-def named(ids: Collection[str]) -> Wish:
-    """A wish for the pools with these ids."""
-    wanted = frozenset(ids)
+def _says_who_pays(node: Node) -> bool:
+    """Whether a node says plainly how it is paid for, or nothing: then as its pool is."""
+    if node_billing(node) is not Billing.UNKNOWN:
+        return True
+    metadata = node.metadata
+    annotations = metadata.annotations if isinstance(metadata, Metadata) else metadata
+    return annotations is None or (
+        isinstance(annotations, dict) and BILLING_ANNOTATION not in annotations
+    )
 
-    def wish(pool: Pool, _tags: Mapping[str, str], _now: datetime) -> str | None:
-        return "asked for by name" if pool.pool_id in wanted else None
 
-    return wish
+def _busy(facts: Facts) -> Finding:
+    if facts.workloads is None:
+        return ask(Fact.WORKLOADS, facts)
+    if busy := busy_with(facts):
+        more = f" and {len(busy) - 1} more" if len(busy) > 1 else ""
+        return matchers.yes(f"it is in use by {busy[0]}{more}")
+    return matchers.no()
 
 
-def any_of(wishes: Sequence[Wish]) -> Wish:
-    """A wish for what any of the wishes is for; a doubt of one is a doubt of all."""
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """Which pools lie in which.
 
-    def wish(pool: Pool, tags: Mapping[str, str], now: datetime) -> str | None:
-        found = [why for each in wishes if (why := each(pool, tags, now))]
-        return "; ".join(found) or None
+    Attributes:
+        ordered: every pool, sub-pools before their parents.
+        subpools: the ids of the logical sub-pools known of each pool.
+        entangled: the ids of pools that lie in themselves, which no document should say.
+    """
 
-    return wish
+    ordered: Sequence[Pool]
+    subpools: Mapping[str, Collection[str]]
+    entangled: Collection[str] = field(default_factory=frozenset)
+
+    @classmethod
+    def of(cls, pools: Sequence[Pool]) -> _Family:
+        parents = {pool.pool_id: pool.parent for pool in pools}
+        subpools: dict[str, set[str]] = {}
+        for pool in pools:
+            if pool.parent:
+                subpools.setdefault(pool.parent, set()).add(pool.pool_id)
+        depths: dict[str, int] = {"": 0}
+        entangled: set[str] = set()
+        for pool_id in parents:
+            above: dict[str, None] = {}
+            parent = pool_id
+            while parent not in depths and parent not in above:
+                above[parent] = None
+                parent = parents.get(parent, "")
+            if parent in above or parent in entangled:
+                entangled.update(above)
+            depth = depths.get(parent, 0) + 1
+            depths |= {each: depth + place for place, each in enumerate(reversed(above))}
+        ordered = sorted(pools, key=lambda pool: -depths[pool.pool_id])
+        return cls(ordered, subpools, entangled)
+
+    def obstacle(self, pool: Pool, decisions: Mapping[str, Decision]) -> str:
+        """What keeps a pool because of the others; empty: nothing."""
+        if pool.pool_id in self.entangled:
+            return "it lies in itself, by what its parents say"
+        known = self.subpools.get(pool.pool_id, ())
+        going = {each for each in known if each in decisions and _may_go(decisions[each])}
+        stay = sorted(set(known) - going)
+        if stay:
+            more = " and more" if len(stay) > 3 else ""
+            return f"it has logical sub-pools that stay: {', '.join(stay[:3])}{more}"
+        if pool.subpool_count is None:
+            return "the number of its logical sub-pools cannot be read"
+        if pool.subpool_count > len(known):
+            return (
+                f"it has {pool.subpool_count} logical sub-pools, "
+                f"of which only {len(known)} are seen"
+            )
+        return ""
+
+
+def _may_go(decision: Decision) -> bool:
+    return decision.delete or bool(decision.needs)
 
 
 def totals(decisions: Sequence[Decision]) -> tuple[int, Counter[str]]:
-    """What the deletions free: the number of pools and the nodes by flavor."""
+    """What the deletions free: the number of pools and the nodes by flavor.
+
+    A logical pool's nodes are its parent's, and go on running without it.
+    """
     nodes: Counter[str] = Counter()
     count = 0
     for decision in decisions:
         if decision.delete:
             count += 1
-            nodes.update(decision.pool.nodes_by_flavor)
+            if not decision.pool.is_logical:
+                nodes.update(decision.pool.nodes_by_flavor)
     return count, nodes

@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from celery import Celery
+from kombu.exceptions import OperationalError
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from worker.feed import Send
     from worker.settings import Settings
 
@@ -30,15 +34,14 @@ def queue_name(endpoint: str) -> str:
     return f"batches:{urlsplit(endpoint).netloc}"
 
 
-def make_app(settings: Settings) -> Celery:
+def make_app(settings: Settings, endpoints: Sequence[str]) -> Celery:
     """A Celery app; nothing is connected yet.
 
     Args:
-        settings: broker, endpoint, times.
-
-    Raises:
-        SettingsError: no endpoint is set, or it is not one.
+        settings: broker, times.
+        endpoints: the base URLs of the APIs whose batches a worker of this app takes.
     """
+    queues = [queue_name(endpoint) for endpoint in endpoints]
     app = Celery("poolsweep", include=["worker.tasks"], set_as_current=False)
     app.conf.update(
         broker_url=settings.broker_location,
@@ -50,7 +53,8 @@ def make_app(settings: Settings) -> Celery:
         },
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        task_default_queue=queue_name(settings.api_endpoint.url),
+        task_default_queue=queues[0],
+        task_queues={name: {"routing_key": name} for name in queues},
         task_serializer="json",
         accept_content=["json"],
         task_ignore_result=True,
@@ -67,11 +71,19 @@ def make_app(settings: Settings) -> Celery:
     return app
 
 
-def sender(app: Celery) -> Send:
-    """What puts a batch on the broker, without holding up the event loop meanwhile."""
+def sender(app: Celery, endpoint: str) -> Send:
+    """What puts batches for an endpoint on the broker, without holding up the event loop meanwhile.
+
+    It raises a RedisError if the broker cannot be reached, since that is the ledger's Redis.
+    """
+
+    queue = queue_name(endpoint)
 
     async def send(run_id: str, numbers: list[int]) -> None:
         message = {"run_id": run_id, "numbers": numbers}
-        await asyncio.to_thread(app.send_task, EXECUTE_BATCH, kwargs=message)
+        try:
+            await asyncio.to_thread(app.send_task, EXECUTE_BATCH, kwargs=message, queue=queue)
+        except OperationalError as error:
+            raise RedisConnectionError(str(error)) from error
 
     return send

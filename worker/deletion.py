@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from worker.ledger import Job
     from worker.limiter import Limiter
     from worker.modelarts import Answer, ModelArtsClient, Pool
+    from worker.pause import PauseWatch
     from worker.recorder import Recorder
 
 log = structlog.get_logger(__name__)
@@ -71,8 +72,15 @@ class LeaseLostError(Exception):
     """The job is another worker's by now."""
 
 
+class _PausedError(Exception):
+    """No call may be made for now; the text says why."""
+
+
 ABSENT = "absent"
 """The fingerprint of a pool that was not there when it was asked for."""
+
+PAUSED_WAIT_S = 1.0
+"""A job that finds its project paused is looked at again after so long."""
 
 
 def judge(job: Job, pool: Pool | None) -> tuple[JobState, str] | None:
@@ -109,8 +117,9 @@ class Deleter:
         inventory: fresh reads for the precondition.
         limiter: the shared rate limit.
         recorder: where moves go.
+        pause: the kill switch.
         policy: when to give up.
-        in_flight: DELETE calls under way at once in this process.
+        in_flight: bounds the DELETE calls under way at once in this process.
         inline_wait_s: backoffs up to this many seconds are waited here; longer ones are the
             ledger's.
         blocked_wait_s: seconds until a pool that waits for its sub-pools is looked at again.
@@ -124,8 +133,9 @@ class Deleter:
         inventory: Inventory,
         limiter: Limiter,
         recorder: Recorder,
+        pause: PauseWatch,
         policy: RetryPolicy,
-        in_flight: int,
+        in_flight: asyncio.Semaphore,
         inline_wait_s: float,
         blocked_wait_s: float,
         verify_deadline_s: float,
@@ -134,8 +144,9 @@ class Deleter:
         self._inventory = inventory
         self._limiter = limiter
         self._recorder = recorder
+        self._pause = pause
         self._policy = policy
-        self._in_flight = asyncio.Semaphore(in_flight)
+        self._in_flight = in_flight
         self._inline_wait_s = inline_wait_s
         self._blocked_wait_s = blocked_wait_s
         self._verify_deadline_s = verify_deadline_s
@@ -183,11 +194,16 @@ class _Task:
     async def run(self) -> None:
         while True:
             try:
+                self._heed_pause()
                 end = await self._until_ready()
                 if end is not None:
                     return await self._end_or_wait(*end)
                 answer = await self._call()
                 attempt, verdict = _attempt(answer), classify(answer)
+            except _PausedError as error:
+                return await self._move(
+                    JobState.PENDING, str(error), wait_ms=round(PAUSED_WAIT_S * 1000)
+                )
             except ApiError as error:
                 # Not a DELETE: the read before it failed, and nothing is deleted on doubt.
                 attempt, verdict = _attempt(error.answer), _of_a_read(error.verdict)
@@ -195,6 +211,10 @@ class _Task:
                 attempt, verdict = _mark("sign_in_failed"), _of_a_sign_in(error)
             if not await self._handle(attempt, verdict):
                 return None
+
+    def _heed_pause(self) -> None:
+        if pause := self._deleter._pause.covers(self._job.project_id):
+            raise _PausedError(f"waits: {pause}")
 
     async def _end_or_wait(self, state: JobState, reason: str) -> None:
         wait_ms = 0
@@ -222,6 +242,8 @@ class _Task:
             await deleter._limiter.permit(job.project_id, urgent=waited)
             if deleter._inventory.is_fresh(sight):
                 return None
+            if newer := deleter._inventory.known(job.project_id, job.pool_name):
+                return judge(job, newer.pool)
             waited = True
 
     async def _call(self) -> Answer:
@@ -229,6 +251,7 @@ class _Task:
         async with self._deleter._in_flight:
             if not self._lease.holds(number):
                 raise LeaseLostError
+            self._heed_pause()
             with self._lease.call(number):
                 return await self._deleter._client.delete_pool(
                     self._job.project_id, self._job.pool_name

@@ -18,6 +18,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
+from urllib.parse import quote
 
 import redis
 from redis.backoff import NoBackoff
@@ -28,19 +29,20 @@ if TYPE_CHECKING:
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
+PING_TIMEOUT_S = 1.0
 _SOCKET_PATH_LIMIT = 107  # sun_path of unix(7), less the closing NUL
 
+# The paths are relative to the directory that the server runs in: no path needs quoting here.
 _CONFIGURATION = """\
 port 0
-unixsocket {socket}
+unixsocket redis.sock
 unixsocketperm 700
-dir {directory}
 appendonly yes
 appendfsync everysec
 save ""
 maxmemory-policy noeviction
 daemonize no
-logfile {directory}/redis.log
+logfile redis.log
 """
 
 
@@ -71,7 +73,7 @@ def _socket(state_dir: Path) -> Path:
 
 def url(state_dir: Path) -> str:
     """Where the embedded server of a state directory listens, as redis-py spells it."""
-    return f"unix://{_socket(state_dir)}"
+    return f"unix://{quote(str(_socket(state_dir)))}"
 
 
 def find_server_binary() -> str:
@@ -104,7 +106,8 @@ def join(state_dir: Path) -> Iterator[Membership]:
         The membership; its server runs at least until the block ends.
 
     Raises:
-        EmbeddedRedisError: the directory cannot be used or the server does not start.
+        EmbeddedRedisError: the directory cannot be used, or the server does not start or does
+            not answer.
     """
     directory = _directory(state_dir)
     socket = _socket(state_dir)
@@ -122,6 +125,7 @@ def join(state_dir: Path) -> Iterator[Membership]:
             f"POOLSWEEP_STATE_DIR: {str(state_dir)!r} cannot be used: {error.strerror}; accepted: "
             "a directory that you can write to."
         ) from None
+    joined = os.getpid()
     with users:
         # An interrupt between the start of the server and the block would leave it behind.
         with _signals_held(), _gate(directory):
@@ -132,8 +136,10 @@ def join(state_dir: Path) -> Iterator[Membership]:
         try:
             yield Membership(url(state_dir), started)
         finally:
-            with _signals_held(), _gate(directory):
-                _leave(users, socket)
+            # A forked child shares the lock, and must not leave in its parent's name.
+            if os.getpid() == joined:
+                with _signals_held(), _gate(directory):
+                    _leave(users, socket)
 
 
 _HELD = {signal.SIGINT, signal.SIGTERM}
@@ -160,36 +166,38 @@ def _gate(directory: Path) -> Iterator[None]:
         yield
 
 
-def _connect(socket: Path) -> redis.Redis:
+def _connect(socket: Path, timeout_s: float = PING_TIMEOUT_S) -> redis.Redis:
     return redis.Redis(
-        unix_socket_path=str(socket), socket_timeout=5, retry=Retry(NoBackoff(), retries=0)
+        unix_socket_path=str(socket), socket_timeout=timeout_s, retry=Retry(NoBackoff(), retries=0)
     )
 
 
 def _answers(socket: Path) -> bool:
-    try:
-        with _connect(socket) as connection:
-            return bool(connection.ping())
-    except redis.BusyLoadingError:
-        return _await_loaded(socket)
-    except redis.RedisError:
-        return False
+    """Whether a server listens; waits until one that does is ready.
 
-
-def _await_loaded(socket: Path) -> bool:
+    A server that only takes its time must not be taken for dead: a second one would write to the
+    same file.
+    """
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
-        with contextlib.suppress(redis.RedisError), _connect(socket) as connection:
-            return bool(connection.ping())
-        time.sleep(0.02)
-    return False
+        try:
+            with _connect(socket) as connection:
+                return bool(connection.ping())
+        except (redis.BusyLoadingError, redis.TimeoutError):
+            time.sleep(0.02)
+        except redis.RedisError:
+            return False  # there is no socket, or nobody behind it
+    raise EmbeddedRedisError(
+        f"The embedded Redis at {socket} runs and does not answer; its log is "
+        f"{socket.parent / 'redis.log'}."
+    )
 
 
 def _start(directory: Path, socket: Path) -> None:
-    configuration = directory / "redis.conf"
-    configuration.write_text(_CONFIGURATION.format(socket=socket, directory=directory))
+    (directory / "redis.conf").write_text(_CONFIGURATION)
     process = subprocess.Popen(
-        [find_server_binary(), str(configuration)],
+        [find_server_binary(), "redis.conf"],
+        cwd=directory,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -198,15 +206,18 @@ def _start(directory: Path, socket: Path) -> None:
         preexec_fn=_release_signals,  # else the server would inherit the held ones
     )
     deadline = time.monotonic() + START_TIMEOUT_S
-    while process.poll() is None and time.monotonic() < deadline:
-        if _answers(socket):
-            return
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    raise EmbeddedRedisError(
-        f"The embedded Redis does not start; its log is {directory / 'redis.log'}."
-    )
+    try:
+        while process.poll() is None and time.monotonic() < deadline:
+            if _answers(socket):
+                return
+            time.sleep(0.01)
+        raise EmbeddedRedisError(
+            f"The embedded Redis does not start; its log is {directory / 'redis.log'}."
+        )
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
 
 
 def _leave(users: IO[str], socket: Path) -> None:
@@ -214,21 +225,11 @@ def _leave(users: IO[str], socket: Path) -> None:
         fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return  # somebody else still uses it
-    with contextlib.suppress(redis.RedisError), _connect(socket) as connection:
+    with contextlib.suppress(redis.RedisError), _connect(socket, STOP_TIMEOUT_S) as connection:
         pid = int(connection.info("server")["process_id"])
-        connection.shutdown(nosave=True)  # the append-only file is flushed all the same
-        _await_exit(pid)
-
-
-def _await_exit(pid: int) -> None:
-    deadline = time.monotonic() + STOP_TIMEOUT_S
-    while time.monotonic() < deadline:
+        # Returns when the server hangs up, which it does by ending; its append-only file is
+        # flushed all the same.
+        connection.shutdown(nosave=True)
         # The server is this process's child if it was started here, and then needs reaping.
         with contextlib.suppress(ChildProcessError):
-            if os.waitpid(pid, os.WNOHANG)[0] == pid:
-                return
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.01)
+            os.waitpid(pid, 0)

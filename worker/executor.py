@@ -3,58 +3,70 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
-import socket
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import structlog
 from redis.exceptions import RedisError
 
+from worker.cancellation import cancel
 from worker.deletion import Lease
 from worker.inventory import FEW
+from worker.leader import process_name
 from worker.ledger import Attempt, JobState, Move, RunNotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from worker.deletion import Deleter
     from worker.feed import Feed
     from worker.ledger import Job, Ledger
+    from worker.pause import PauseWatch
     from worker.recorder import Recorder
     from worker.settings import Settings
 
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What executes at one endpoint.
+
+    Attributes:
+        deleter: carries out one job.
+        feed: asked for a run's next batches as soon as one is claimed.
+    """
+
+    deleter: Deleter
+    feed: Feed
+
+
 class Executor:
     """Executes batches on one event loop.
 
     Args:
-        endpoint: the API that this worker is configured for; it touches no run against another.
+        sites: the APIs that this worker is configured for, by base URL; it touches no run against
+            another.
         ledger: where the jobs are.
         recorder: where moves go.
-        deleter: carries out one job.
-        feed: asked for the run's next batches as soon as this one is claimed.
+        pause: the kill switch; it must be known before the first call.
         settings: lease, batch time and shutdown time.
     """
 
     def __init__(
         self,
         *,
-        endpoint: str,
+        sites: Mapping[str, Site],
         ledger: Ledger,
         recorder: Recorder,
-        deleter: Deleter,
-        feed: Feed,
+        pause: PauseWatch,
         settings: Settings,
     ) -> None:
-        self._endpoint = endpoint
+        self._sites = sites
         self._ledger = ledger
         self._recorder = recorder
-        self._deleter = deleter
-        self._feed = feed
+        self._pause = pause
         self._settings = settings
         self._draining = asyncio.Event()
 
@@ -72,18 +84,18 @@ class Executor:
         Raises:
             RedisError: the ledger cannot be reached. Its jobs come back when their lease ends.
         """
-        if self._draining.is_set():
-            return  # what nobody claims is sent again
         try:
             run = await self._ledger.run(run_id)
         except RunNotFoundError as error:
             log.error("batch_of_unknown_run", run_id=run_id, reason=str(error))
             return
-        if run.endpoint != self._endpoint:
+        await self._pause.ready()
+        site = self._sites.get(run.endpoint)
+        if site is None:
             log.error("batch_of_other_endpoint", run_id=run_id, endpoint=run.endpoint)
             return
         settings = self._settings
-        owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        owner = process_name()
         lease = Lease(
             run_id=run_id,
             owner=owner,
@@ -96,16 +108,24 @@ class Executor:
             return
         lease.held.update(job.number for job in jobs)
         try:
-            await self._feed(run_id)
-            await self._carry_out(jobs, lease)
+            # A batch that comes while this worker ends is only given back, for another to take.
+            if not self._draining.is_set():
+                await self._ask_for_more(site, run_id)
+                await self._carry_out(site, jobs, lease)
         finally:
             await self._give_back(lease)
 
-    async def _carry_out(self, jobs: Sequence[Job], lease: Lease) -> None:
+    async def _ask_for_more(self, site: Site, run_id: str) -> None:
+        try:
+            await site.feed(run_id)
+        except RedisError as error:  # the reconciler asks too
+            log.warning("batches_not_sent", run_id=run_id, reason=str(error))
+
+    async def _carry_out(self, site: Site, jobs: Sequence[Job], lease: Lease) -> None:
         projects = Counter(job.project_id for job in jobs)
         tasks = {
             job.number: asyncio.create_task(
-                self._deleter.delete(job, lease, alone=projects[job.project_id] <= FEW)
+                site.deleter.delete(job, lease, alone=projects[job.project_id] <= FEW)
             )
             for job in jobs
         }
@@ -124,12 +144,11 @@ class Executor:
                     if number not in lease.calling:
                         task.cancel()
                 await asyncio.wait({finished}, timeout=self._settings.shutdown_s)
-            for task in tasks.values():
-                task.cancel()
+            await cancel(*tasks.values())
             results = await finished
         finally:
-            keeper.cancel()
             draining.cancel()
+            await cancel(keeper)
         for error in {repr(result): result for result in results}.values():
             if isinstance(error, Exception) and not isinstance(error, asyncio.CancelledError):
                 log.error("jobs_interrupted", run_id=lease.run_id, reason=str(error))

@@ -7,7 +7,6 @@ only a few jobs in a project reads those pools one by one.
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -53,11 +52,19 @@ class Inventory:
         self._limiter = limiter
         self._max_age_s = max_age_s
         self._listings: dict[str, _Listing] = {}
-        self._reading: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._reading: dict[str, asyncio.Task[_Listing]] = {}
 
-    def is_fresh(self, sight: Sight) -> bool:
+    def is_fresh(self, sight: Sight | _Listing) -> bool:
         """Whether a sight may still be decided on."""
         return asyncio.get_running_loop().time() - sight.at <= self._max_age_s
+
+    def known(self, project_id: str, pool_name: str) -> Sight | None:
+        """A sight that is fresh and needs no call; None: there is none."""
+        listing = self._listings.get(project_id)
+        if listing is None or not self.is_fresh(listing):
+            return None
+        pool = listing.pools.get(pool_name)
+        return None if pool is None else Sight(pool, listing.at)
 
     async def look(self, project_id: str, pool_name: str, *, alone: bool) -> Sight:
         """A fresh sight of one pool.
@@ -71,29 +78,30 @@ class Inventory:
         Raises:
             ApiError: the cloud does not answer the question.
         """
-        listing = self._fresh_listing(project_id)
-        if listing is None and not alone:
-            listing = await self._list(project_id)
-        if listing is not None and (pool := listing.pools.get(pool_name)) is not None:
+        listing = self._listings.get(project_id)
+        if not alone and not (listing and self.is_fresh(listing)):
+            listing = await self._shared_list(project_id)
+        if listing and self.is_fresh(listing) and (pool := listing.pools.get(pool_name)):
             return Sight(pool, listing.at)
         # A pool that a list does not show may be hidden rather than gone: only its own 404 counts.
+        # A list that takes longer than it is trusted is of no use.
         await self._limiter.permit(project_id, urgent=True)
         at = asyncio.get_running_loop().time()
         return Sight(await self._client.show_pool(project_id, pool_name), at)
 
-    def _fresh_listing(self, project_id: str) -> _Listing | None:
-        listing = self._listings.get(project_id)
-        if listing and asyncio.get_running_loop().time() - listing.at <= self._max_age_s:
-            return listing
-        return None
+    async def _shared_list(self, project_id: str) -> _Listing:
+        """One call for all that want a list at the same time, whether it succeeds or fails."""
+        reading = self._reading.get(project_id)
+        if reading is None:
+            reading = self._reading[project_id] = asyncio.create_task(self._list(project_id))
+            reading.add_done_callback(lambda _: self._reading.pop(project_id))
+        # A job that is cancelled must not take the others' list with it.
+        return await asyncio.shield(reading)
 
     async def _list(self, project_id: str) -> _Listing:
-        async with self._reading[project_id]:
-            if listing := self._fresh_listing(project_id):
-                return listing
-            await self._limiter.permit(project_id, urgent=True)
-            at = asyncio.get_running_loop().time()
-            found = await self._client.list_pools(project_id)
-            listing = _Listing({pool.pool_id: pool for pool in found.pools}, at)
-            self._listings[project_id] = listing
-            return listing
+        await self._limiter.permit(project_id, urgent=True)
+        at = asyncio.get_running_loop().time()
+        found = await self._client.list_pools(project_id)
+        listing = _Listing({pool.pool_id: pool for pool in found.pools}, at)
+        self._listings[project_id] = listing
+        return listing

@@ -21,6 +21,8 @@ import structlog
 from worker.ledger import keys
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from redis.asyncio import Redis
 
 RECOVERY = 0.05
@@ -30,12 +32,27 @@ CUT = 0.5
 CUT_COOLDOWN_S = 1.0
 FLOOR = 0.02
 """Share of the limit that the rate never falls below."""
-BLOCK_S = 0.25
-"""Slots are reserved for this long ahead: long enough to ask Redis seldom, short enough that
+BLOCK_S = 0.1
+"""A reservation reaches no further than this: long enough to ask Redis seldom, short enough that
 a cut reaches every worker soon."""
+LEAST_LATENESS_S = 0.002
+"""An event loop is never more punctual."""
 MAX_PAUSE_S = 600.0
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """A project's rate limit.
+
+    Attributes:
+        rate: calls a second, by all workers together; 0 means no limit.
+        burst: calls that may go at once after an idle time.
+    """
+
+    rate: float
+    burst: int
 
 
 class Limiter:
@@ -46,13 +63,22 @@ class Limiter:
         endpoint: the base URL of the API.
         rate: calls a second to one project, by all workers together; 0 means no limit.
         burst: calls that may go at once after an idle time.
+        own: the quotas of projects that have their own.
     """
 
-    def __init__(self, redis: Redis, *, endpoint: str, rate: float, burst: int) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        endpoint: str,
+        rate: float,
+        burst: int,
+        own: Mapping[str, Quota] | None = None,
+    ) -> None:
         self._redis = redis
         self._endpoint = endpoint
-        self._rate = rate
-        self._burst = burst
+        self._quota = Quota(rate, burst)
+        self._own = own or {}
         self._script = redis.register_script((files("worker") / "limiter.lua").read_text())
         self._projects: dict[str, _ProjectLimit] = {}
 
@@ -66,8 +92,9 @@ class Limiter:
         Raises:
             redis.RedisError: the limit cannot be asked for; no call may be made.
         """
-        if self._rate > 0:
-            await self._project(project_id).permit(urgent=urgent)
+        project = self._project(project_id)
+        if project.quota.rate > 0:
+            await project.permit(urgent=urgent)
 
     async def throttled(self, project_id: str, retry_after_s: float | None) -> None:
         """The cloud answered 429: slow down for everybody, and pause as long as it asks.
@@ -76,54 +103,79 @@ class Limiter:
             project_id: the project whose call was refused.
             retry_after_s: the answer's Retry-After in seconds, capped at ten minutes.
         """
-        if self._rate > 0:
-            await self._project(project_id).throttled(min(retry_after_s or 0, MAX_PAUSE_S))
+        project = self._project(project_id)
+        if project.quota.rate > 0:
+            await project.throttled(min(retry_after_s or 0, MAX_PAUSE_S))
 
     def _project(self, project_id: str) -> _ProjectLimit:
         if project_id not in self._projects:
-            self._projects[project_id] = _ProjectLimit(self, project_id)
+            quota = self._own.get(project_id, self._quota)
+            self._projects[project_id] = _ProjectLimit(self, project_id, quota)
         return self._projects[project_id]
 
-    async def _reserve(self, key: str, permits: int) -> _Slots:
-        delay_ms, interval_ms = await self._script(
-            keys=[key], args=["reserve", self._rate, RECOVERY, permits, self._burst]
-        )
+    async def _reserve(self, key: str, quota: Quota, permits: int) -> Slots:
+        settings = [quota.rate, RECOVERY, permits, quota.burst, BLOCK_S * 1000]
+        delay_ms, interval_ms, granted = await self._script(keys=[key], args=["reserve", *settings])
         # Counted from when the answer came, so that its way back only ever delays a call.
         now = asyncio.get_running_loop().time()
-        return _Slots(now + float(delay_ms) / 1000, float(interval_ms) / 1000, permits)
+        interval = float(interval_ms) / 1000
+        return Slots(
+            first=now + float(delay_ms) / 1000,
+            interval=interval,
+            left=int(granted),
+            lateness=max(quota.burst * interval, LEAST_LATENESS_S),
+        )
 
-    async def _throttle(self, key: str, pause_s: float) -> float:
-        settings = [self._rate, RECOVERY, CUT, CUT_COOLDOWN_S * 1000, pause_s * 1000, FLOOR]
+    async def _throttle(self, key: str, quota: Quota, pause_s: float) -> float:
+        settings = [quota.rate, RECOVERY, CUT, CUT_COOLDOWN_S * 1000, pause_s * 1000, FLOOR]
         (rate,) = await self._script(keys=[key], args=["throttle", *settings])
         return float(rate)
 
 
-@dataclass
-class _Slots:
-    """Reserved slots: the loop's time in s of the first, s between them, and how many are left."""
+@dataclass(slots=True)
+class Slots:
+    """Reserved slots, to be used at their time.
 
-    first: float
-    interval: float
-    left: int
+    Attributes:
+        first: when the first of those left comes, in seconds of the event loop's clock.
+        interval: seconds between them.
+        left: how many are left.
+        lateness: seconds after which a slot that nobody used is lost. A process that was held up
+            must not make up for it all at once: with the burst as the bound, as GCRA has it, a
+            second never sees more calls than the rate and the burst.
+    """
 
-    def take(self) -> float:
+    first: float = 0
+    interval: float = 1
+    left: int = 0
+    lateness: float = 0
+
+    def take(self, now: float) -> float | None:
+        """Use the next slot: when to call; None if none is left."""
+        if (late := now - self.lateness - self.first) > 0:
+            self._drop(math.ceil(late / self.interval))
+        if self.left <= 0:
+            return None
         slot = self.first
-        self.first += self.interval
-        self.left -= 1
+        self._drop(1)
         return slot
+
+    def _drop(self, count: int) -> None:
+        self.first += count * self.interval
+        self.left -= min(count, self.left)
 
 
 class _ProjectLimit:
     """Hands one project's slots to the waiting calls of this process."""
 
-    def __init__(self, limiter: Limiter, project_id: str) -> None:
+    def __init__(self, limiter: Limiter, project_id: str, quota: Quota) -> None:
+        self.quota = quota
         self._limiter = limiter
         self._project_id = project_id
         self._key = keys.limiter(limiter._endpoint, project_id)
-        self._block = max(1, math.ceil(limiter._rate * BLOCK_S))
         self._urgent: deque[asyncio.Future[None]] = deque()
         self._ordinary: deque[asyncio.Future[None]] = deque()
-        self._slots = _Slots(0, 0, 0)
+        self._slots = Slots()
         self._server: asyncio.Task[None] | None = None
 
     async def permit(self, *, urgent: bool) -> None:
@@ -134,19 +186,22 @@ class _ProjectLimit:
         await future
 
     async def throttled(self, pause_s: float) -> None:
-        self._slots = _Slots(0, 0, 0)  # what was reserved belongs to the old rate
-        rate = await self._limiter._throttle(self._key, pause_s)
+        rate = await self._limiter._throttle(self._key, self.quota, pause_s)
+        self._slots = Slots()  # what was reserved belongs to the old rate
         log.warning("throttled", project_id=self._project_id, rate=round(rate, 2), pause_s=pause_s)
 
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
         try:
             while self._next() is not None:
-                if self._slots.left <= 0:
-                    permits = min(self._block, len(self._urgent) + len(self._ordinary))
-                    self._slots = await self._limiter._reserve(self._key, permits)
                 slots = self._slots
-                if (delay := slots.take() - loop.time()) > 0:
+                if (slot := slots.take(loop.time())) is None:
+                    wanted = len(self._urgent) + len(self._ordinary)
+                    reserved = await self._limiter._reserve(self._key, self.quota, wanted)
+                    if slots is self._slots:  # else the rate was cut in the meantime
+                        self._slots = reserved
+                    continue
+                if (delay := slot - loop.time()) > 0:
                     await asyncio.sleep(delay)
                 if slots is not self._slots:
                     continue  # taken back by a 429 in the meantime

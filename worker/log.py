@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import structlog
 from pydantic import SecretStr
@@ -28,9 +30,6 @@ def configure(settings: Settings, stream: TextIO | None = None) -> None:
         stream: where to; stderr by default.
     """
     stream = stream or sys.stderr
-    as_json = settings.log_format == "json" or (
-        settings.log_format == "auto" and not stream.isatty()
-    )
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -40,8 +39,9 @@ def configure(settings: Settings, stream: TextIO | None = None) -> None:
     ]
     render: list[Processor] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-        if as_json
-        else [structlog.dev.ConsoleRenderer()]
+        if is_json(settings, stream)
+        # Its default shows the values of local variables: secrets, wrapped past all masking.
+        else [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
     )
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
@@ -68,15 +68,45 @@ def configure(settings: Settings, stream: TextIO | None = None) -> None:
     )
 
 
+def is_json(settings: Settings, stream: TextIO) -> bool:
+    """Whether logs are JSON lines: if that is set, or if nobody reads the stream on a terminal."""
+    return settings.log_format == "json" or (settings.log_format == "auto" and not stream.isatty())
+
+
+def _spellings(secret: str) -> set[str]:
+    """How a secret may stand in a line: as it is, in JSON, in a URL, and in what repr makes."""
+    return {
+        secret,
+        json.dumps(secret)[1:-1],
+        json.dumps(repr(secret)[1:-1])[1:-1],
+        repr(secret)[1:-1],
+        quote(secret, safe=""),
+    }
+
+
+def _secrets(settings: Settings) -> set[str]:
+    values = {name: getattr(settings, name) for name in type(settings).model_fields}
+    found = {
+        value.get_secret_value()
+        for name, value in values.items()
+        if isinstance(value, SecretStr) and name != "redis_url"
+    }
+    # Of a Redis URL only the password is secret; it may be spelt as in the URL.
+    parts = urlsplit(settings.redis_location)
+    password = parts.password or ""
+    return found | {password, unquote(password), *parse_qs(parts.query).get("password", [])}
+
+
 def _masking(settings: Settings) -> Callable[[Any, str, Any], str]:
     """Masks the secrets in a rendered line, so that none slips through in an exception's text."""
-    values = (getattr(settings, name) for name in type(settings).model_fields)
-    secrets = [
+    spellings = {
         text
-        for value in values
-        if isinstance(value, SecretStr)
-        and len(text := value.get_secret_value()) >= _SHORTEST_SECRET
-    ]
+        for secret in _secrets(settings)
+        if len(secret) >= _SHORTEST_SECRET
+        for text in _spellings(secret)
+    }
+    # A secret that contains another goes first.
+    secrets = sorted(spellings, key=len, reverse=True)
 
     def mask(_logger: Any, _method: str, rendered: Any) -> str:
         line = str(rendered)

@@ -1,31 +1,36 @@
-"""The API client as the settings want it."""
+"""The API client as the settings and the projects want it."""
 
 from __future__ import annotations
 
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from worker.modelarts import ClientOptions, ModelArtsClient, make_authenticator
+from worker.limiter import Limiter
+from worker.modelarts import ClientOptions, Endpoint, ModelArtsClient, make_authenticator
+from worker.modelarts.auth import ProjectAuthenticator
+from worker.settings import SettingsError
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
-    from worker.settings import Settings
+    from worker.projects import Directory
 
 SPARE_CONNECTIONS = 20
 """For reads beside the DELETE calls."""
 
 
-def make_client(settings: Settings, redis: Redis) -> ModelArtsClient:
-    """A client for the settings' endpoint and credentials.
+def make_client(directory: Directory, redis: Redis, endpoint: str) -> ModelArtsClient:
+    """A client for one endpoint; each project signs in with its own credentials, if it has any.
 
     Args:
-        settings: endpoint, credentials, times.
+        directory: the settings, and the projects that have something of their own.
         redis: where workers share an IAM token, sealed.
+        endpoint: the base URL of the API.
 
     Raises:
-        SettingsError: the endpoint or the credentials are missing or not usable.
+        SettingsError: credentials are missing or not usable.
     """
+    settings = directory.settings
     options = ClientOptions(
         connect_timeout_s=settings.connect_timeout_s,
         total_timeout_s=settings.total_timeout_s,
@@ -34,5 +39,33 @@ def make_client(settings: Settings, redis: Redis) -> ModelArtsClient:
         user_id=settings.user_id,
         user_agent=f"poolsweep/{version('poolsweep')}",
     )
-    authenticator = make_authenticator(settings.credentials, redis)
-    return ModelArtsClient(settings.api_endpoint, authenticator, options)
+    own = {
+        project_id: make_authenticator(credentials, redis)
+        for project_id in directory.at(endpoint)
+        if (credentials := directory.credentials(project_id)) is not None
+    }
+    try:
+        others = make_authenticator(settings.credentials, redis)
+    except SettingsError:
+        if not own:
+            raise
+        others = None
+    return ModelArtsClient(Endpoint(endpoint), ProjectAuthenticator(own, others), options)
+
+
+def make_limiter(directory: Directory, redis: Redis, endpoint: str) -> Limiter:
+    """The rate limits of one endpoint's projects.
+
+    Args:
+        directory: the settings, and the projects that have something of their own.
+        redis: a connection that decodes responses.
+        endpoint: the base URL of the API.
+    """
+    settings = directory.settings
+    return Limiter(
+        redis,
+        endpoint=endpoint,
+        rate=settings.rate_limit,
+        burst=settings.burst,
+        own={project_id: directory.quota(project_id) for project_id in directory.at(endpoint)},
+    )

@@ -17,13 +17,15 @@ from redis.exceptions import RedisError
 
 from worker import embedded_redis
 from worker.broker import make_app, sender
+from worker.cancellation import cancel
 from worker.deletion import Deleter
-from worker.executor import Executor
+from worker.executor import Executor, Site
 from worker.feed import Feed
 from worker.inventory import Inventory
 from worker.ledger import Ledger
-from worker.limiter import Limiter
-from worker.modelarts_client import make_client
+from worker.modelarts_client import make_client, make_limiter
+from worker.pause import PauseWatch
+from worker.projects import Directory
 from worker.reconciler import Reconciler
 from worker.recorder import Recorder
 from worker.redis_connection import connect
@@ -32,7 +34,15 @@ from worker.settings import Settings, settings
 from worker.verifier import Verifier
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Sequence
+
+    from worker.modelarts import ModelArtsClient
+
+STOP_TIMEOUT_S = 5.0
+
+_draining, _drain = os.pipe()
+"""Readable from when on this worker takes nothing new. A pipe, because forked children must see it
+too, and because a signal handler may write to it."""
 
 log = structlog.get_logger(__name__)
 
@@ -48,56 +58,83 @@ class WorkerProcess:
         self.pid = os.getpid()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="loop", daemon=True)
-        self._reconciling: asyncio.Task[None] | None = None
-        endpoint = config.api_endpoint.url
+        self._reconciling: list[asyncio.Task[None]] = []
+        self._watching: asyncio.Task[None] | None = None
         self._redis = connect(config)
-        self._client = make_client(config, self._redis)
-        limiter = Limiter(
-            self._redis, endpoint=endpoint, rate=config.rate_limit, burst=config.burst
-        )
+        self._pause = PauseWatch(self._redis)
+        self._clients: list[ModelArtsClient] = []
+        self._reconcilers: list[Reconciler] = []
+        directory = Directory.of(config)
         ledger = Ledger(self._redis, retention_days=config.retention_days)
         recorder = Recorder(ledger)
-        feed = Feed(ledger, sender(make_app(config)), config)
+        in_flight = asyncio.Semaphore(config.in_flight)
         self._executor = Executor(
-            endpoint=endpoint,
+            sites={
+                endpoint: self._site(directory, endpoint, ledger, recorder, in_flight)
+                for endpoint in directory.endpoints
+            },
             ledger=ledger,
             recorder=recorder,
-            feed=feed,
+            pause=self._pause,
             settings=config,
-            deleter=Deleter(
-                client=self._client,
-                inventory=Inventory(self._client, limiter, max_age_s=config.precondition_max_age_s),
-                limiter=limiter,
-                recorder=recorder,
-                policy=RetryPolicy(
-                    max_attempts=config.max_attempts,
-                    max_total_s=config.max_retry_s,
-                    base_s=config.backoff_base_s,
-                    cap_s=config.backoff_cap_s,
-                ),
-                in_flight=config.in_flight,
-                inline_wait_s=config.inline_wait_s,
-                blocked_wait_s=config.verify_interval_s,
-                verify_deadline_s=config.verify_deadline_s,
-            ),
         )
-        self._reconciler = Reconciler(
+        self._loop.call_soon(self._loop.add_reader, _draining, self._give_back)
+        self._loop.call_soon(self._watch)
+        self._thread.start()
+
+    def _site(
+        self,
+        directory: Directory,
+        endpoint: str,
+        ledger: Ledger,
+        recorder: Recorder,
+        in_flight: asyncio.Semaphore,
+    ) -> Site:
+        config = directory.settings
+        client = make_client(directory, self._redis, endpoint)
+        limiter = make_limiter(directory, self._redis, endpoint)
+        feed = Feed(ledger, sender(make_app(config, [endpoint]), endpoint), config)
+        verifier = Verifier(
+            client=client,
+            limiter=limiter,
+            ledger=ledger,
+            recorder=recorder,
+            deadline_s=config.verify_deadline_s,
+        )
+        reconciler = Reconciler(
             redis=self._redis,
             endpoint=endpoint,
             ledger=ledger,
             feed=feed,
+            verifier=verifier,
             settings=config,
-            verifier=Verifier(
-                client=self._client,
-                limiter=limiter,
-                ledger=ledger,
-                recorder=recorder,
-                deadline_s=config.verify_deadline_s,
-            ),
+            pause=self._pause,
         )
-        self._thread.start()
+        deleter = Deleter(
+            client=client,
+            inventory=Inventory(client, limiter, max_age_s=config.precondition_max_age_s),
+            limiter=limiter,
+            recorder=recorder,
+            pause=self._pause,
+            policy=RetryPolicy(
+                max_attempts=config.max_attempts,
+                max_total_s=config.max_retry_s,
+                base_s=config.backoff_base_s,
+                cap_s=config.backoff_cap_s,
+            ),
+            in_flight=in_flight,
+            inline_wait_s=config.inline_wait_s,
+            blocked_wait_s=config.verify_interval_s,
+            verify_deadline_s=config.verify_deadline_s,
+        )
+        self._clients.append(client)
+        self._reconcilers.append(reconciler)
+        return Site(deleter, feed)
 
-    def execute(self, run_id: str, numbers: list[int]) -> None:
+    def _watch(self) -> None:
+        self._watching = self._loop.create_task(self._pause.run())
+
+    def execute(self, run_id: str, numbers: Sequence[int]) -> None:
         """Execute a batch on the loop, and wait for its end."""
         self._run(self._executor.execute(run_id, numbers))
 
@@ -105,31 +142,40 @@ class WorkerProcess:
         """Start the periodic work."""
 
         async def start() -> None:
-            self._reconciling = asyncio.create_task(self._reconciler.run())
+            self._reconciling = [asyncio.create_task(each.run()) for each in self._reconcilers]
 
         self._run(start())
 
-    def drain(self) -> None:
-        """Have the batches under way give back what they can; safe in a signal handler."""
-        self._loop.call_soon_threadsafe(self._executor.drain)
+    def _give_back(self) -> None:
+        self._loop.remove_reader(_draining)
+        log.info("draining")
+        self._executor.drain()
+        self._stop_reconcilers()
+
+    def _stop_reconcilers(self) -> None:
+        for reconciler in self._reconcilers:
+            reconciler.stop()
 
     def stop(self) -> None:
         """Leave Redis and the API in good order, and end the loop."""
         with contextlib.suppress(RedisError, TimeoutError):
-            self._run(self._close())
+            # A loop that is held up must not hold up the end of the process.
+            self._run(self._close(), timeout_s=3 * STOP_TIMEOUT_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(timeout=5)
+        self._thread.join(timeout=STOP_TIMEOUT_S)
 
     async def _close(self) -> None:
-        if self._reconciling:
-            self._reconciling.cancel()
-            await asyncio.wait({self._reconciling})
-            await self._reconciler.leave()
-        await self._client.aclose()
-        await self._redis.aclose()
+        async with asyncio.timeout(2 * STOP_TIMEOUT_S):
+            if self._reconciling:
+                self._stop_reconcilers()
+                await asyncio.wait(self._reconciling, timeout=STOP_TIMEOUT_S)
+            await cancel(*self._reconciling, *([self._watching] if self._watching else []))
+            for client in self._clients:
+                await client.aclose()
+            await self._redis.aclose()
 
-    def _run(self, work: Coroutine[None, None, None]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result()
+    def _run(self, work: Coroutine[None, None, None], timeout_s: float | None = None) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout_s)
 
 
 _process: WorkerProcess | None = None
@@ -152,6 +198,14 @@ def join_redis() -> None:
     if config.redis_url is None:
         server = _membership.enter_context(embedded_redis.join(config.state_dir))
         log.info("embedded_redis", url=server.url, started=server.started)
+
+
+def drain() -> None:
+    """Have the batches under way, in this process and its children, give back what they can.
+
+    Safe in a signal handler.
+    """
+    os.write(_drain, b".")
 
 
 def stop() -> None:

@@ -7,25 +7,26 @@ acting at once would do no harm, since every move is checked by the ledger.
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
-import socket
+import contextlib
 from typing import TYPE_CHECKING
 
 import structlog
 from redis.exceptions import RedisError
 
+from worker.cancellation import cancel
+from worker.leader import Leadership, process_name
 from worker.ledger import HALF_MADE_S, Ledger, Run, RunState, keys
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from worker.feed import Feed
+    from worker.pause import PauseWatch
     from worker.settings import Settings
     from worker.verifier import Verifier
 
 TICK_S = 1.0
-LEADER_S = 5.0
+LEADER_S = 3.0
 SEEN_S = 10.0
 """A worker not seen for this long counts as gone."""
 
@@ -42,6 +43,7 @@ class Reconciler:
         feed: sends due jobs.
         verifier: looks after accepted jobs.
         settings: attempts allowed and the time between two looks.
+        pause: the kill switch: a run whose projects are paused is not fed.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Reconciler:
         feed: Feed,
         verifier: Verifier,
         settings: Settings,
+        pause: PauseWatch,
     ) -> None:
         self._redis = redis
         self._endpoint = endpoint
@@ -60,34 +63,45 @@ class Reconciler:
         self._feed = feed
         self._verifier = verifier
         self._settings = settings
-        self._name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-        self._verification: asyncio.Task[None] | None = None
+        self._pause = pause
+        self._name = process_name()
+        key = keys.reconciler(endpoint)
+        self._leadership = Leadership(redis, key, self._name, ttl_s=LEADER_S)
+        self._verifications: set[asyncio.Task[None]] = set()
         self._verified_at = float("-inf")
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Let another worker take over, once what is under way is done.
+
+        Cut short, it could have taken jobs to be sent, which then nobody sends for a while.
+        """
+        self._stopping.set()
 
     async def run(self) -> None:
-        """Go on until cancelled."""
+        """Go on until stopped, or cancelled."""
         try:
-            while True:
+            while not self._stopping.is_set():
                 try:
                     await self._sign_of_life()
-                    if await self._leads():
+                    if await self._leadership.leads():
                         await self._tick()
                 except RedisError as error:
                     log.warning("redis_unreachable", reason=str(error))
                 except Exception:
                     log.exception("reconciler_crashed")
-                await asyncio.sleep(TICK_S)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), TICK_S)
+            with contextlib.suppress(RedisError):
+                await self._leave()
         finally:
-            if self._verification:
-                self._verification.cancel()
+            await cancel(*self._verifications)
 
-    async def leave(self) -> None:
-        """Let another worker take over at once."""
+    async def _leave(self) -> None:
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.zrem(keys.workers(self._endpoint), self._name)
             await pipe.execute()
-        if await self._redis.get(keys.reconciler(self._endpoint)) == self._name:
-            await self._redis.delete(keys.reconciler(self._endpoint))
+        await self._leadership.resign()
 
     async def _sign_of_life(self) -> None:
         now_ms = await self._ledger.now_ms()
@@ -97,28 +111,24 @@ class Reconciler:
             pipe.zremrangebyscore(key, "-inf", now_ms - SEEN_S * 1000)
             await pipe.execute()
 
-    async def _leads(self) -> bool:
-        key = keys.reconciler(self._endpoint)
-        ttl_ms = round(LEADER_S * 1000)
-        if await self._redis.set(key, self._name, nx=True, px=ttl_ms):
-            return True
-        if await self._redis.get(key) != self._name:
-            return False
-        return bool(await self._redis.pexpire(key, ttl_ms))
-
     async def _tick(self) -> None:
         runs = await self._ledger.active(self._endpoint)
         for run in runs:
             if run.state is RunState.CREATING:
                 await self._abort_if_left_behind(run)
             else:
-                lost = await self._ledger.reclaim(
-                    run.run_id, max_attempts=self._settings.max_attempts
-                )
-                if lost:
-                    log.warning("leases_expired", run_id=run.run_id, count=lost)
-                await self._feed(run.run_id)
+                await self._keep_moving(run)
         self._verify_now_and_then([run for run in runs if run.verify])
+
+    async def _keep_moving(self, run: Run) -> None:
+        lost = await self._ledger.reclaim(run.run_id, max_attempts=self._settings.max_attempts)
+        if lost:
+            log.warning("leases_expired", run_id=run.run_id, count=lost)
+        if run.cancelled_ms:
+            # Whoever cancelled it may have been stopped halfway, and nobody claims what is left.
+            await self._ledger.cancel(run.run_id)
+        elif not self._pause.covers_all(run.projects):
+            await self._feed(run.run_id)
 
     async def _abort_if_left_behind(self, run: Run) -> None:
         reason = "its maker stopped before all of its jobs were there; none was executed"
@@ -127,11 +137,11 @@ class Reconciler:
 
     def _verify_now_and_then(self, runs: list[Run]) -> None:
         now = asyncio.get_running_loop().time()
-        if self._verification and not self._verification.done():
-            return
         if now - self._verified_at >= self._settings.verify_interval_s:
             self._verified_at = now
-            self._verification = asyncio.create_task(self._verify(runs))
+            verification = asyncio.create_task(self._verify(runs))
+            self._verifications.add(verification)
+            verification.add_done_callback(self._verifications.discard)
 
     async def _verify(self, runs: list[Run]) -> None:
         try:

@@ -6,20 +6,21 @@ from typing import TYPE_CHECKING
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
-from redis.backoff import FullJitterBackoff
+from redis.backoff import EqualJitterBackoff
 
 if TYPE_CHECKING:
     from worker.settings import Settings
 
 SOCKET_TIMEOUT_S = 10.0
-RETRIES = 4
+RETRIES = 6
 
 
 def connect(settings: Settings) -> Redis:
     """A pool of connections to the configured Redis; nothing is sent yet.
 
-    Short outages (a restart, a failover) are bridged by a few retries within about ten seconds;
-    every ledger script may be repeated safely.
+    Short outages (a restart, a failover) are bridged by retries over eight to sixteen seconds;
+    every ledger script may be repeated safely. What no encoding takes (half a character, as a
+    cloud's message may hold) is replaced, rather than failing all that is sent with it.
 
     Args:
         settings: names the server.
@@ -33,6 +34,7 @@ def connect(settings: Settings) -> Redis:
         socket_timeout=SOCKET_TIMEOUT_S,
         socket_connect_timeout=SOCKET_TIMEOUT_S / 2,
         health_check_interval=30,
-        retry=Retry(FullJitterBackoff(cap=4, base=0.2), RETRIES),
+        retry=Retry(EqualJitterBackoff(cap=4, base=0.25), RETRIES),
+        encoding_errors="replace",
         client_name="poolsweep",
     )

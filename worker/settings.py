@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 import platformdirs
+import redis
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -16,7 +18,7 @@ from worker import embedded_redis
 from worker.modelarts import AccessKey, Endpoint, IamUser, Token
 
 ENV_PREFIX = "POOLSWEEP_"
-REDIS_SCHEMES = ("redis", "rediss", "unix")
+LEAST_RATE = 0.01
 
 Seconds = Annotated[float, Field(gt=0, le=7 * 86_400, allow_inf_nan=False)]
 
@@ -80,10 +82,15 @@ class Settings(BaseSettings):
     inline_wait_s: float = Field(default=3, ge=0, le=30)
     """Waits up to this long stay in the worker; longer ones go back to the ledger."""
 
-    precondition_max_age_s: Seconds = 15
+    precondition_max_age_s: float = Field(default=15, ge=1, le=3_600)
     verify_interval_s: Seconds = 10
     verify_deadline_s: Seconds = 5_400
     retention_days: float = Field(default=90, gt=0, le=3_650)
+
+    projects_file: Path | None = None
+    """YAML file with `projects:` that have an endpoint, credentials or limits of their own."""
+    policies_file: Path | None = None
+    """YAML file of policies, for the scheduler and the commands that read policies."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "console"] = "auto"
@@ -93,21 +100,29 @@ class Settings(BaseSettings):
     def _redis_url_is_one(cls, value: SecretStr | None) -> SecretStr | None:
         if value is None:
             return None
-        parts = urlsplit(value.get_secret_value())
-        if parts.scheme not in REDIS_SCHEMES or not (parts.hostname or parts.path.strip("/")):
-            # The value may hold a password, so only its scheme is repeated.
+        if not _is_redis_url(value.get_secret_value()):
+            # The value may hold a password, so it is not repeated.
             raise ValueError(
-                f"a URL with scheme {parts.scheme!r} is not a Redis server; "
+                "what is set is not the URL of a Redis server; "
                 "accepted: redis://host:port/db, rediss://host:port/db or unix:///path"
             )
         return value
 
+    @field_validator("rate_limit")
+    @classmethod
+    def _rate_is_none_or_some(cls, value: float) -> float:
+        if 0 < value < LEAST_RATE:
+            raise ValueError(f"accepted: 0 (no limit), or {LEAST_RATE:g} calls a second or more")
+        return value
+
     @model_validator(mode="after")
     def _times_fit_together(self) -> Self:
-        if self.visibility_timeout_s < 2 * self.batch_max_s:
+        longest_s = self.batch_max_s + self.shutdown_s  # a batch, and the end of its last calls
+        if self.visibility_timeout_s < 2 * longest_s:
             raise ValueError(
                 f"POOLSWEEP_VISIBILITY_TIMEOUT_S: {self.visibility_timeout_s:g} is too short; "
-                f"accepted: at least twice POOLSWEEP_BATCH_MAX_S ({2 * self.batch_max_s:g})"
+                "accepted: at least twice POOLSWEEP_BATCH_MAX_S and POOLSWEEP_SHUTDOWN_S together "
+                f"({2 * longest_s:g})"
             )
         return self
 
@@ -185,7 +200,12 @@ class Settings(BaseSettings):
     @property
     def burst(self) -> int:
         """Calls that may go at once after an idle time; a twentieth of the rate unless set."""
-        return self.rate_burst or max(1, math.ceil(self.rate_limit / 20))
+        return self.rate_burst or self.burst_of(self.rate_limit)
+
+    @staticmethod
+    def burst_of(rate: float) -> int:
+        """The burst that goes with a rate unless one is set: a twentieth of a second's calls."""
+        return max(1, math.ceil(rate / 20))
 
     @property
     def window(self) -> int:
@@ -198,6 +218,19 @@ class Settings(BaseSettings):
         if self.rate_limit == 0:
             return max(2 * self.batch_size, 5_000)
         return max(2 * self.batch_size, min(5_000, math.ceil(30 * self.rate_limit)))
+
+
+def _is_redis_url(text: str) -> bool:
+    """Whether both redis-py and kombu understand a URL; nothing is connected."""
+    try:
+        parts = urlsplit(text)
+        redis.ConnectionPool.from_url(text).make_connection()
+    except (ValueError, TypeError, redis.RedisError):
+        return False
+    if parts.scheme == "unix":
+        return bool(parts.path.strip("/"))
+    # redis-py takes a database that is no number for 0.
+    return bool(parts.hostname) and re.fullmatch(r"/?|/[0-9]+", parts.path) is not None
 
 
 def _sentence(error: object, name: str, given: object, message: str) -> str:

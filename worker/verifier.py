@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from worker.ledger import JobState, Move
 from worker.ledger.ledger import PAGE
-from worker.modelarts import ApiError
+from worker.modelarts import ApiError, AuthError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Coroutine, Iterable, Sequence
 
     from worker.ledger import Job, Ledger, Run
     from worker.limiter import Limiter
     from worker.modelarts import ModelArtsClient, Pool
     from worker.recorder import Recorder
+
+READS_AT_ONCE = 16
+"""Fewer than the connections that the client keeps beside those for DELETE calls."""
 
 log = structlog.get_logger(__name__)
 
@@ -71,9 +74,13 @@ class Verifier:
         self._ledger = ledger
         self._recorder = recorder
         self._deadline_s = deadline_s
+        self._busy: set[str] = set()
+        self._reads = asyncio.Semaphore(READS_AT_ONCE)
 
     async def verify(self, runs: Sequence[Run]) -> None:
-        """Look once at every accepted job of the runs.
+        """Look once at every accepted job of the runs, but for projects still being looked at.
+
+        Each project is on its own: one that is slow, throttled or forbidden holds up no other.
 
         Args:
             runs: runs that verify.
@@ -88,60 +95,77 @@ class Verifier:
                 for job, since_ms in page:
                     accepted[job.project_id].append((job, since_ms))
                 offset += PAGE
-        await asyncio.gather(*(self._project(name, jobs) for name, jobs in accepted.items()))
+        await _all(self._look(name, jobs) for name, jobs in accepted.items())
+
+    async def _look(self, project_id: str, jobs: Sequence[tuple[Job, int]]) -> None:
+        if project_id in self._busy:
+            return
+        self._busy.add(project_id)
+        try:
+            await self._project(project_id, jobs)
+        finally:
+            self._busy.remove(project_id)
 
     async def _project(self, project_id: str, jobs: Sequence[tuple[Job, int]]) -> None:
         due_before_ms = await self._ledger.now_ms() - self._deadline_s * 1000
-        doubt, present = "", {}
+        await self._limiter.permit(project_id, urgent=True)
+        present: dict[str, Pool] | None = None
         try:
-            await self._limiter.permit(project_id, urgent=True)
             listing = await self._client.list_pools(project_id)
             present = {pool.pool_id: pool for pool in listing.pools}
-        except ApiError as error:
+        except (ApiError, AuthError) as error:
             await self._slow_down(project_id, error)
-            doubt = str(error)
-            log.warning("pools_not_listed", project_id=project_id, reason=doubt)
+            log.warning("pools_not_listed", project_id=project_id, reason=str(error))
         looks = []
         for job, since_ms in jobs:
-            pool = present.get(job.pool_name)
-            if since_ms <= due_before_ms and (pool or doubt):
-                looks.append(self._end(job, JobState.FAILED, self._overdue(pool, doubt)))
-            elif not pool and not doubt:
-                looks.append(self._confirm(job, overdue=since_ms <= due_before_ms))
-        await asyncio.gather(*looks)
+            is_overdue = since_ms <= due_before_ms
+            if present is not None and (pool := present.get(job.pool_name)):
+                if is_overdue:
+                    reason = overdue(pool, "", self._deadline_s)
+                    looks.append(self._end(job, JobState.FAILED, reason))
+            elif present is not None or is_overdue:
+                # At the deadline a list that failed does not decide either: the pool may be gone.
+                looks.append(self._confirm(job, is_overdue=is_overdue))
+        await _all(looks)
 
-    async def _confirm(self, job: Job, *, overdue: bool) -> None:
-        doubt = ""
-        pool = None
+    async def _confirm(self, job: Job, *, is_overdue: bool) -> None:
         await self._limiter.permit(job.project_id)
         try:
-            pool = await self._client.show_pool(job.project_id, job.pool_name)
+            async with self._reads:
+                pool = await self._client.show_pool(job.project_id, job.pool_name)
+        except (ApiError, AuthError) as error:
+            await self._slow_down(job.project_id, error)
+            _log_of(job).warning("pool_not_read", reason=str(error))
+            why = overdue(None, str(error), self._deadline_s)
+        else:
             if pool is None:
                 return await self._end(job, JobState.DELETED, "the pool is gone")
-        except ApiError as error:
-            await self._slow_down(job.project_id, error)
-            doubt = str(error)
-            log.warning("pool_not_read", job_id=job.job_id, reason=doubt)
-        if overdue:
-            await self._end(job, JobState.FAILED, self._overdue(pool, doubt))
+            why = overdue(pool, "", self._deadline_s)
+        if is_overdue:
+            await self._end(job, JobState.FAILED, why)
         return None
 
-    def _overdue(self, pool: Pool | None, doubt: str) -> str:
-        return overdue(pool, doubt, self._deadline_s)
-
-    async def _slow_down(self, project_id: str, error: ApiError) -> None:
-        if error.verdict.throttled:
+    async def _slow_down(self, project_id: str, error: ApiError | AuthError) -> None:
+        if isinstance(error, ApiError) and error.verdict.throttled:
             await self._limiter.throttled(project_id, error.verdict.retry_after_s)
 
     async def _end(self, job: Job, state: JobState, reason: str) -> None:
         move = Move(job.number, JobState.ACCEPTED, state, reason=reason)
         if await self._recorder.record(job.run_id, move):
-            log.info(
-                "job_moved",
-                run_id=job.run_id,
-                job_id=job.job_id,
-                project_id=job.project_id,
-                pool_name=job.pool_name,
-                state=state,
-                reason=reason,
-            )
+            _log_of(job).info("job_moved", state=state, reason=reason)
+
+
+async def _all(looks: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Await them all, so that none goes on unseen; then raise the first error."""
+    for result in await asyncio.gather(*looks, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
+
+
+def _log_of(job: Job) -> Any:
+    return log.bind(
+        run_id=job.run_id,
+        job_id=job.job_id,
+        project_id=job.project_id,
+        pool_name=job.pool_name,
+    )

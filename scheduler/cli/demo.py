@@ -4,32 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import getpass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scheduler import children
+from scheduler import children, policy
+from scheduler.cli.delete import show_end
+from scheduler.cli.policies import office_of, show_plan
 from scheduler.cli.progress import follow
-from scheduler.cli.session import open_ledger, stdout
-from scheduler.dispatch import Order, dispatch
-from scheduler.planner import Plan, plan
-from scheduler.review import tables
-from scheduler.selection import any_of, expired, tagged, totals
-from worker.broker import make_app, sender
-from worker.feed import Feed
+from scheduler.cli.session import remark, requester, say
+from scheduler.sweep import carry_out, plan_policy
 from worker.ledger import JobState, Ledger, Move, RunState, Source
-from worker.modelarts_client import make_client
 from worker.settings import ENV_PREFIX, Settings, settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Any
 
-CLEANUP_TAG = "poolsweep/cleanup"
+    from scheduler.planner import Plan
+    from scheduler.policy import Policy
+    from scheduler.sweep import Office
+
 _SANDBOX = ["--delete-seconds", "1", "--latency-ms", "30", "--gone", "0.05", "--throttled", "0.01"]
 _SANDBOX += ["--flaky", "0.08", "--doomed", "0.02", "--stuck", "0.01"]
+
+NAME = "expired-or-tagged"
+POLICY = """\
+  expired-or-tagged:
+    projects: [demo]
+    match:
+      any:
+        - expired: {tag: expires-at}
+        - tags: {key: poolsweep/cleanup, equals: "true"}
+"""
+TIGHT_BRAKES = """\
+    brakes: {max_deletions: 5}
+"""
+BRAKES = """\
+    brakes: {max_deletions: 500, max_percent: 90, max_failures: 100}
+"""
 
 
 def demo(
@@ -38,70 +51,93 @@ def demo(
 ) -> None:
     """Sweep the expired and tagged pools of a simulated project, with a real worker and Redis."""
     config = settings()
-    logs = config.state_dir / "logs"
     arguments = ["--pools", str(pools), "--seed", str(seed), *_SANDBOX]
-    with children.sandbox(arguments, logs / "sandbox.log") as cloud:
-        environment = _environment(cloud)
-        overrides: dict[str, Any] = {
-            name.removeprefix(ENV_PREFIX).lower(): value for name, value in environment.items()
+    with children.sandbox(arguments, config.state_dir / "logs" / "sandbox.log") as cloud:
+        changes = _settings(cloud)
+        demo_settings = Settings(**{**config.model_dump(exclude_unset=True), **changes})
+        # To a process, an empty variable is one that is not set.
+        environment = {
+            ENV_PREFIX + name.upper(): "" if value is None else str(value)
+            for name, value in changes.items()
         }
-        demo_settings = Settings(**{**config.model_dump(exclude_unset=True), **overrides})
         asyncio.run(_demo(demo_settings, environment, cloud["project_ids"][0]))
 
 
-def _environment(cloud: Mapping[str, Any]) -> dict[str, str]:
-    """Settings for the sandbox: quicker than a real cloud would allow, and impatient."""
-    values = {
-        "ENDPOINT": cloud["url"],
-        "AK": cloud["ak"],
-        "SK": cloud["sk"],
-        "RATE_LIMIT": "100",
-        "VERIFY_INTERVAL_S": "1",
-        "VERIFY_DEADLINE_S": "8",
-        "BACKOFF_BASE_S": "0.5",
-        "BACKOFF_CAP_S": "2",
-        "MAX_ATTEMPTS": "5",
-        "LOG_FORMAT": "json",
+def _settings(cloud: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings for the sandbox, whatever the user's are for the real cloud.
+
+    It is quicker than a real cloud and allows more calls, and a deletion that takes longer than
+    a few seconds never ends.
+    """
+    return {
+        "endpoint": cloud["url"],
+        "ak": cloud["ak"],
+        "sk": cloud["sk"],
+        "security_token": None,
+        "token": None,
+        "iam_endpoint": None,
+        "iam_user": None,
+        "iam_password": None,
+        "iam_domain": None,
+        "projects_file": None,
+        "policies_file": None,
+        "rate_limit": 1_000,
+        "precondition_max_age_s": 3,
+        "verify_interval_s": 1,
+        "verify_deadline_s": 6,
+        "backoff_base_s": 0.5,
+        "backoff_cap_s": 2,
+        "max_attempts": 5,
+        "log_format": "json",
     }
-    return {ENV_PREFIX + name: value for name, value in values.items()}
 
 
 async def _demo(config: Settings, environment: Mapping[str, str], project: str) -> None:
-    endpoint = config.api_endpoint.url
     log = config.state_dir / "logs" / "worker.log"
-    async with open_ledger(config) as (redis, ledger):
-        stdout.print(f"Simulated cloud at {endpoint}, project {project}")
+    head = f"projects:\n  demo: {{id: {project}}}\npolicies:\n"
+    cautious = policy.parse(head + POLICY + TIGHT_BRAKES)
+    bold = policy.parse(head + POLICY + BRAKES)
+    async with office_of(config, bold) as office:
+        say(f"Simulated cloud at {office.endpoint(project)}, project {project}")
+        say(f"The policy:\n{POLICY}")
         with contextlib.ExitStack() as stack:
-            stack.enter_context(children.worker(environment, log))
-            wish = any_of([expired(), tagged(CLEANUP_TAG, "true")])
-            async with make_client(config, redis) as client:
-                swept = await plan(client, project, wish, datetime.now(UTC))
-            _show(swept)
-            order = Order(endpoint, Source.CLI, getpass.getuser(), "demo")
-            feed = Feed(ledger, sender(make_app(config)), config)
-            run_id = await dispatch([swept], order, ledger=ledger, feed=feed)
+            worker = stack.enter_context(children.worker(environment, log))
+            plan = await plan_policy(office, bold.policies[NAME], project, datetime.now(UTC))
+            show_plan(NAME, plan, None, brief=True)
+            await _try_the_brakes(office, cautious.policies[NAME], plan)
+
+            async def attend() -> None:
+                worker.check()
+
+            # An interrupted maker would leave half a run: this much is always brought to its end.
+            making = asyncio.create_task(_start(office, bold.policies[NAME], plan))
             try:
-                run = await follow(ledger, run_id)
+                run = await follow(office.ledger, await asyncio.shield(making), attend)
             except asyncio.CancelledError:
                 # The simulated cloud goes with this process, so nothing can be finished later.
-                await ledger.cancel(run_id)
+                run_id = await making
+                await office.ledger.cancel(run_id)
                 await asyncio.to_thread(stack.close)
-                await _write_off(ledger, run_id)
+                await _write_off(office.ledger, run_id)
+                remark(f"Interrupted. See what was done with: poolsweep results {run_id}", "yellow")
                 raise
-        stdout.print(tables.outcomes(run))
-        failures = await ledger.jobs(run_id, outcome=JobState.FAILED)
-        if failures:
-            stdout.print(tables.failures(failures))
-    stdout.print("The simulated cloud fails some pools on purpose; all others are gone or kept.")
-    stdout.print(f"Look again with: poolsweep results {run_id}")
-    stdout.print(f"Only failures:   poolsweep results {run_id} --outcome failed")
-    stdout.print(f"The worker's log is {log}")
+        await show_end(office.ledger, run)
+    say("The simulated cloud fails some pools on purpose; all others are gone or kept.")
+    say(f"The worker's log is {log}")
 
 
-def _show(swept: Plan) -> None:
-    count, nodes = totals(swept.decisions)
-    stdout.print(f"Plan: {count} of {len(swept.decisions)} pools to delete; {tables.nodes(nodes)}")
-    stdout.print(tables.kept(swept.refusals))
+async def _try_the_brakes(office: Office, cautious: Policy, plan: Plan) -> None:
+    """A sweep with brakes that such a plan does not pass."""
+    if len(plan.deletions) <= cautious.brakes.max_deletions:
+        return
+    swept = await carry_out(office, NAME, cautious, plan, source=Source.CLI, requester=requester())
+    say(f"With a tight brake nothing is deleted: {swept.run.note}.")
+    say(f"It is recorded as run {swept.run.run_id}. With brakes that fit:\n{BRAKES.rstrip()}")
+
+
+async def _start(office: Office, bold: Policy, plan: Plan) -> str:
+    swept = await carry_out(office, NAME, bold, plan, source=Source.CLI, requester=requester())
+    return swept.run.run_id
 
 
 async def _write_off(ledger: Ledger, run_id: str) -> None:

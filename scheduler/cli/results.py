@@ -5,29 +5,36 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from scheduler.cli.errors import UsageError
-from scheduler.cli.session import open_ledger, stdout
+from scheduler.cli.session import open_ledger, say, stdout
 from scheduler.review import records, tables
 from worker.ledger import JobState
 from worker.settings import settings
 
 
 def results(
-    run: Annotated[str, typer.Argument(help="The run's id.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")],
     outcome: Annotated[
         JobState | None, typer.Option(help="Only jobs with this outcome, or in this state.")
     ] = None,
+    kept: Annotated[
+        bool, typer.Option("--kept", help="The pools that the run's plan kept, and why.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="One CSV line for each job.")] = False,
 ) -> None:
     """Show what happened to every pool of a run."""
     if as_json and as_csv:
         raise UsageError("--json and --csv: only one of them is accepted.")
-    asyncio.run(_results(run, outcome, as_json, as_csv))
+    if kept:
+        asyncio.run(_kept(run, as_json))
+    else:
+        asyncio.run(_results(run, outcome, as_json, as_csv))
 
 
 async def _results(run_id: str, outcome: JobState | None, as_json: bool, as_csv: bool) -> None:
@@ -41,8 +48,24 @@ async def _results(run_id: str, outcome: JobState | None, as_json: bool, as_csv:
         else:
             stdout.print(tables.outcomes(run))
             if run.note:
-                stdout.print(run.note)
-            stdout.print(tables.jobs([job async for job in jobs]))
+                say(run.note)
+            if rows := [job async for job in jobs]:
+                stdout.print(tables.jobs(rows))
+            else:
+                say(f"No jobs that are {outcome}." if outcome else "No jobs.")
+
+
+async def _kept(run_id: str, as_json: bool) -> None:
+    async with open_ledger(settings()) as (_, ledger):
+        await ledger.run(run_id)
+        found = [pool async for pool in ledger.all_kept(run_id)]
+    if as_json:
+        rows = [asdict(pool) for pool in found]
+        sys.stdout.write(json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
+    elif found:
+        stdout.print(tables.kept_pools(found))
+    else:
+        say("The run's plan kept nothing.")
 
 
 def runs(
@@ -62,4 +85,4 @@ async def _runs(limit: int, as_json: bool) -> None:
     elif found:
         stdout.print(tables.runs(found))
     else:
-        stdout.print("No runs yet.")
+        say("No runs yet.")

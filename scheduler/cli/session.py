@@ -1,12 +1,19 @@
-"""What a command works with: the settings' Redis, joined, and the ledger in it."""
+"""What a command works with: the consoles, the settings' Redis, joined, and the ledger in it."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import getpass
+import os
 from typing import TYPE_CHECKING
 
+from redis.asyncio.retry import Retry
+from redis.backoff import ConstantBackoff
+from redis.exceptions import RedisError
 from rich.console import Console
 
+from scheduler.cli.errors import UsageError
 from worker import embedded_redis
 from worker.ledger import Ledger
 from worker.redis_connection import connect
@@ -18,8 +25,49 @@ if TYPE_CHECKING:
 
     from worker.settings import Settings
 
-stdout = Console(highlight=False)
-stderr = Console(stderr=True, highlight=False)
+FIRST_BACKOFF_S = 0.5
+_UNBOUNDED = 1_000_000
+"""Columns of a console that is no terminal: there a line break would break what is grepped."""
+
+
+def _console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr, highlight=False)
+    if not console.file.isatty():
+        console.width = _UNBOUNDED
+    return console
+
+
+stdout = _console(stderr=False)
+stderr = _console(stderr=True)
+
+
+def say(sentence: str) -> None:
+    """Tell the user something."""
+    stdout.print(sentence, markup=False)
+
+
+def remark(sentence: str, style: str = "dim") -> None:
+    """Tell the user something that is not part of the result."""
+    stderr.print(sentence, style=style, markup=False)
+
+
+def requester() -> str:
+    """Who runs the command: the user's name, or number if it has no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+def heed_interrupt() -> None:
+    """Raise an interrupt that was lost on its way through a call to Redis.
+
+    Before Python 3.12 `asyncio.wait_for`, through which redis-py sends, drops a cancellation that
+    comes when it is just done.
+    """
+    task = asyncio.current_task()
+    if task and task.cancelling():
+        raise asyncio.CancelledError
 
 
 @contextlib.contextmanager
@@ -30,8 +78,45 @@ def joined_redis(settings: Settings) -> Iterator[None]:
         return
     with embedded_redis.join(settings.state_dir) as server:
         verb = "Started" if server.started else "Joined"
-        stderr.print(f"{verb} the embedded Redis in {settings.state_dir}", style="dim")
+        remark(f"{verb} the embedded Redis in {settings.state_dir}")
         yield
+
+
+@contextlib.asynccontextmanager
+async def connected(settings: Settings) -> AsyncIterator[Redis]:
+    """A connection to the settings' Redis, tried out; the embedded one must run already.
+
+    The first try is short, for a mistyped URL; from then on outages are bridged.
+
+    Raises:
+        UsageError: its URL is not one, or it does not answer.
+        RedisError: the embedded one does not answer, or this one fails later.
+    """
+    try:
+        redis = connect(settings)
+    except ValueError as error:
+        raise UsageError(
+            f"POOLSWEEP_REDIS_URL: {error}; accepted: redis://host:port/db, "
+            "rediss://host:port/db or unix:///path."
+        ) from None
+    try:
+        patience = redis.get_retry()
+        redis.set_retry(Retry(ConstantBackoff(FIRST_BACKOFF_S), 1))
+        try:
+            await redis.ping()
+        except RedisError as error:
+            if settings.redis_url is None:
+                raise
+            raise UsageError(
+                f"POOLSWEEP_REDIS_URL: the server cannot be used: {error}; accepted: the URL of a "
+                "Redis server that answers, with its user and password if it asks for them."
+            ) from None
+        if patience:
+            redis.set_retry(patience)
+        heed_interrupt()
+        yield redis
+    finally:
+        await redis.aclose()
 
 
 @contextlib.asynccontextmanager
@@ -39,13 +124,9 @@ async def open_ledger(settings: Settings) -> AsyncIterator[tuple[Redis, Ledger]]
     """The ledger of the settings' Redis.
 
     Raises:
-        RedisError: it does not answer.
+        UsageError, RedisError: as with `connected`.
         EmbeddedRedisError: the embedded one cannot be used.
     """
     with joined_redis(settings):
-        redis = connect(settings)
-        try:
-            await redis.ping()
+        async with connected(settings) as redis:
             yield redis, Ledger(redis, retention_days=settings.retention_days)
-        finally:
-            await redis.aclose()

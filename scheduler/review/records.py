@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from scheduler.marks import Mark
     from worker.ledger import Job, Run
 
 COLUMNS = (
@@ -37,11 +38,31 @@ def timestamp(at_ms: int) -> str | None:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def moment(at: datetime) -> str:
+    """An aware time in ISO 8601, in UTC."""
+    return timestamp(round(at.timestamp() * 1000)) or ""
+
+
+def mark_record(mark: Mark) -> dict[str, Any]:
+    """A mark's fields for JSON."""
+    return {
+        "project_id": mark.project_id,
+        "pool_name": mark.pool_id,
+        "name": mark.display_name,
+        "policy": mark.policy,
+        "marked_at": moment(mark.marked_at),
+        "due_at": moment(mark.due_at),
+        "reason": mark.reason,
+    }
+
+
 def run_record(run: Run) -> dict[str, Any]:
     """A run's fields for JSON."""
     return {
         "run_id": run.run_id,
         "source": run.source,
+        "policy": run.policy or None,
+        "projects": list(run.projects),
         "requester": run.requester,
         "reason": run.reason,
         "endpoint": run.endpoint,
@@ -54,6 +75,7 @@ def run_record(run: Run) -> dict[str, Any]:
         "started_at": timestamp(run.started_ms),
         "finished_at": timestamp(run.finished_ms),
         "cancelled_at": timestamp(run.cancelled_ms),
+        "braked_at": timestamp(run.braked_ms),
         "note": run.note,
     }
 

@@ -29,6 +29,7 @@ from tests.conftest import until
 from worker.modelarts import AccessKey, ApiError, Body, Failure, Token, VerdictKind, classify
 from worker.modelarts.client import SMALL_BODY
 from worker.modelarts_client import SPARE_CONNECTIONS, make_client
+from worker.projects import Directory
 from worker.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ async def test_the_settings_make_a_client_that_sends_what_they_say(redis_client:
             user_id="tenant-7",
             total_timeout_s=7,
         )
-        async with make_client(settings, redis_client) as client:
+        async with make_client(Directory.of(settings), redis_client, server.url) as client:
             await client.delete_pool(PROJECT, POOL)
     headers = server.received[0].headers
     assert headers["X-Auth-Token"] == "settings-token"
@@ -149,9 +150,10 @@ async def test_a_client_is_not_made_without_an_endpoint_or_credentials(
     for name in ("ENDPOINT", "TOKEN", "AK", "SK", "IAM_ENDPOINT"):
         monkeypatch.delenv(f"POOLSWEEP_{name}", raising=False)
     with pytest.raises(SettingsError, match="POOLSWEEP_ENDPOINT: not set"):
-        make_client(Settings(token=SecretStr("x")), redis_client)
+        _ = Directory.of(Settings(token=SecretStr("x"))).endpoints
+    directory = Directory.of(Settings(endpoint="https://modelarts.example.com"))
     with pytest.raises(SettingsError, match="no credentials"):
-        make_client(Settings(endpoint="https://modelarts.example.com"), redis_client)
+        make_client(directory, redis_client, "https://modelarts.example.com")
 
 
 # Connections
@@ -185,7 +187,7 @@ async def test_the_pool_of_connections_has_room_for_all_calls_in_flight(
 
     async with recording(wait_for_all) as server:
         settings = Settings(endpoint=server.url, token=SecretStr("x"), in_flight=12)
-        async with make_client(settings, redis_client) as client:
+        async with make_client(Directory.of(settings), redis_client, server.url) as client:
             calls = (client.delete_pool(PROJECT, POOL) for _ in range(wanted))
             answers = await asyncio.gather(*calls)
     assert {answer.status for answer in answers} == {200}

@@ -373,6 +373,14 @@ class Ledger:
         texts = self._redis.lrange(keys.kept(run_id), offset, offset + limit - 1)
         return [Kept(*json.loads(text)) for text in await cast("Awaitable[list[str]]", texts)]
 
+    async def all_kept(self, run_id: str) -> AsyncIterator[Kept]:
+        """Every pool that the run's plan keeps, read page by page."""
+        offset = 0
+        while page := await self.kept(run_id, offset=offset):
+            for pool in page:
+                yield pool
+            offset += PAGE
+
     async def all_jobs(self, run_id: str, *, outcome: JobState | None = None) -> AsyncIterator[Job]:
         """Every job of a run, or every one in a state, read page by page."""
         offset = 0

@@ -21,6 +21,10 @@ GAP: Final = 3
 """So many periods may lie between two points of a series that has no hole."""
 
 
+_PERCENT: Final = (None, "", "Percent", "%")
+"""Units of a point; a share from 0 to 1 would look like a pool that sleeps."""
+
+
 def title(workload: Workload) -> str:
     """A workload as people know it: its job's name, else its own; `a workload` if neither."""
     for text in (workload.job_name, workload.name):
@@ -76,8 +80,8 @@ def parse_usage(document: dict[str, Any], period: timedelta) -> dict[str, UsageS
         period: how far apart its points are.
 
     Returns:
-        A series for each metric that has points; what cannot be read, and the negative values
-        that stand for "no data", are left out.
+        A series for each metric that has points; what cannot be read or is no percentage, and the
+        negative values that stand for "no data", are left out.
 
     Source: the cloud's document "Monitoring a Resource Pool" (ShowPoolMonitor).
     """
@@ -88,6 +92,8 @@ def parse_usage(document: dict[str, Any], period: timedelta) -> dict[str, UsageS
             continue
         points = found.setdefault(name, {})
         for point in _sequence(_mapping(metric).get("dataPoints")):
+            if _mapping(point).get("unit") not in _PERCENT:
+                continue
             at = _number(_mapping(point).get("timestamp"))
             for statistic in _sequence(_mapping(point).get("statistics")):
                 value = _number(_mapping(statistic).get("value"))
@@ -113,9 +119,13 @@ def period_for(window: timedelta) -> timedelta:
 
 
 def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _mapping(value: Any) -> dict[str, Any]:

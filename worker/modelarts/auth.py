@@ -158,6 +158,42 @@ def make_authenticator(credentials: Credentials, redis: Redis | None) -> Authent
             return IamAuthenticator(credentials, cache)
 
 
+class ProjectAuthenticator:
+    """Signs in to each project with its own credentials, if it has any.
+
+    Args:
+        own: what signs in, by project id.
+        others: what signs in to all other projects; None: nothing does.
+    """
+
+    def __init__(self, own: Mapping[str, Authenticator], others: Authenticator | None) -> None:
+        self._own = own
+        self._others = others
+
+    async def headers(
+        self, method: str, endpoint: Endpoint, path: str, project_id: str
+    ) -> dict[str, str]:
+        """The headers of the project's own authenticator."""
+        return await self._of(project_id).headers(method, endpoint, path, project_id)
+
+    def refused(self, project_id: str, headers: Mapping[str, str]) -> None:
+        """Told to the project's own authenticator."""
+        self._of(project_id).refused(project_id, headers)
+
+    async def renew(self, project_id: str) -> None:
+        """Done by the project's own authenticator."""
+        await self._of(project_id).renew(project_id)
+
+    def _of(self, project_id: str) -> Authenticator:
+        found = self._own.get(project_id, self._others)
+        if found is None:
+            raise AuthError(
+                f"Signing in failed: there are no credentials for project {project_id}.",
+                temporary=False,
+            )
+        return found
+
+
 class TokenAuthenticator:
     """Sends the user's token.
 

@@ -3,7 +3,8 @@
 if run.state ~= 'creating' then return -1 end
 for i = 1, #ARGV, 2 do
   if redis.call('HSETNX', JOBS, ARGV[i], ARGV[i + 1]) == 1 then
-    redis.call('ZADD', WAITING, NOW, ARGV[i])
+    -- By number: the run's order, and due since long ago.
+    redis.call('ZADD', WAITING, ARGV[i], ARGV[i])
   end
 end
 return redis.call('HLEN', JOBS)

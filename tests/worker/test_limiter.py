@@ -1,0 +1,321 @@
+"""The shared rate limit: one sequence of slots for all workers, slower for all after a 429."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import math
+import uuid
+from collections import deque
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from tests.worker.conftest import Runs, environment, settings_for
+from worker.ledger import keys
+from worker.limiter import CUT, FLOOR, MAX_PAUSE_S, RECOVERY, Limiter, Slots
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from tests.worker.conftest import Cloud, RedisServer, Workers
+
+ENDPOINT = "https://modelarts.example.com"
+
+
+@pytest.fixture
+def project() -> str:
+    return uuid.uuid4().hex
+
+
+@pytest.fixture
+async def limiter(server: RedisServer) -> AsyncIterator[Callable[..., Limiter]]:
+    """Makes limiters as separate processes have them: each with a connection of its own."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        def make(rate: float, burst: int = 1) -> Limiter:
+            redis = Redis.from_url(server.url, decode_responses=True)
+            stack.push_async_callback(redis.aclose)
+            return Limiter(redis, endpoint=ENDPOINT, rate=rate, burst=burst)
+
+        yield make
+
+
+async def state(redis: Redis, project: str) -> dict[str, float]:
+    found = await redis.hgetall(keys.limiter(ENDPOINT, project))
+    return {str(name): float(value) for name, value in found.items()}
+
+
+async def server_ms(redis: Redis) -> float:
+    seconds, micros = await redis.time()
+    return float(seconds) * 1000 + float(micros) / 1000
+
+
+def busiest(times: Sequence[float], window_s: float) -> int:
+    """The most of the times that lie in any window."""
+    most, recent = 0, deque[float]()
+    for at in sorted(times):
+        recent.append(at)
+        while recent[0] <= at - window_s:
+            recent.popleft()
+        most = max(most, len(recent))
+    return most
+
+
+# The slots of one process, without I/O
+
+
+@given(
+    rate=st.integers(2, 200),
+    burst=st.integers(1, 20),
+    naps=st.lists(st.floats(0, 3), max_size=40),
+)
+def test_however_a_process_is_held_up_no_second_sees_more_than_rate_and_burst(
+    rate: int, burst: int, naps: list[float]
+) -> None:
+    interval = 1 / rate
+    slots = Slots(first=0, interval=interval, left=10 * rate, lateness=burst * interval)
+    now, used = 0.0, []
+    pauses = deque(naps)
+    while (slot := slots.take(now)) is not None:
+        now = max(now, slot)
+        used.append(now)
+        if len(used) % 7 == 0 and pauses:
+            now += pauses.popleft()
+    assert busiest(used, 1 - 1e-6) <= rate + burst
+
+
+@given(
+    first=st.floats(-5, 5),
+    left=st.integers(0, 50),
+    lateness=st.floats(0.002, 2),
+    steps=st.lists(st.floats(0, 1), max_size=60),
+)
+def test_slots_come_in_order_at_most_once_and_never_too_late(
+    first: float, left: int, lateness: float, steps: list[float]
+) -> None:
+    slots = Slots(first=first, interval=0.1, left=left, lateness=lateness)
+    now, taken = 0.0, []
+    for step in steps:
+        now += step
+        if (slot := slots.take(now)) is not None:
+            taken.append(slot)
+            assert slot >= now - lateness - 1e-9
+    assert len(taken) <= left
+    assert taken == sorted(taken)
+    assert all(late - early > 0.099 for early, late in itertools.pairwise(taken))
+
+
+# One project, several processes
+
+
+async def test_two_processes_share_one_sequence_of_slots(
+    limiter: Callable[..., Limiter], project: str
+) -> None:
+    loop = asyncio.get_running_loop()
+    times: list[float] = []
+
+    async def call(one: Limiter) -> None:
+        await one.permit(project)
+        times.append(loop.time())
+
+    both = [limiter(100, 5), limiter(100, 5)]
+    await asyncio.gather(*(call(one) for one in both for _ in range(40)))
+    assert len(times) == 80
+    assert times[-1] - times[0] >= (80 - 2 * 5) / 100
+
+
+async def test_an_idle_project_earns_a_burst_and_no_more(
+    limiter: Callable[..., Limiter], redis: Redis, project: str
+) -> None:
+    one = limiter(10, 4)
+    await one.permit(project)
+    await redis.hset(keys.limiter(ENDPOINT, project), "tat", "0")
+    before = await server_ms(redis)
+    await asyncio.gather(*(one.permit(project) for _ in range(6)))
+    # Four at once, and two more a tenth of a second apart.
+    assert await server_ms(redis) - before >= 150
+
+
+async def test_calls_go_first_come_first_served_but_for_urgent_ones(
+    limiter: Callable[..., Limiter], project: str
+) -> None:
+    one, order = limiter(50), list[str]()
+
+    async def call(name: str, *, urgent: bool = False) -> None:
+        await one.permit(project, urgent=urgent)
+        order.append(name)
+
+    calls = [asyncio.create_task(call(f"{number}")) for number in range(5)]
+    await asyncio.sleep(0)
+    calls.append(asyncio.create_task(call("list", urgent=True)))
+    await asyncio.gather(*calls)
+    assert [name for name in order if name != "list"] == ["0", "1", "2", "3", "4"]
+    assert order.index("list") <= 1
+
+
+async def test_waiters_that_give_up_use_no_permits(
+    limiter: Callable[..., Limiter], redis: Redis, project: str
+) -> None:
+    one = limiter(10)
+    calls = [asyncio.create_task(one.permit(project)) for _ in range(100)]
+    await calls[0]
+    for call in calls[1:-1]:
+        call.cancel()
+    await calls[-1]
+    assert (await state(redis, project))["tat"] - await server_ms(redis) < 500
+
+
+async def test_without_a_limit_redis_is_not_asked(project: str) -> None:
+    nowhere = Redis.from_url("unix:///nowhere.sock")
+    one = Limiter(nowhere, endpoint=ENDPOINT, rate=0, burst=1)
+    await one.permit(project)
+    await one.throttled(project, 5)
+    await nowhere.aclose()
+
+
+async def test_every_waiter_hears_that_redis_is_gone_and_later_ones_ask_again(
+    limiter: Callable[..., Limiter], server: RedisServer, project: str
+) -> None:
+    redis = Redis.from_url(server.url, decode_responses=True)
+    one = Limiter(redis, endpoint=ENDPOINT, rate=100, burst=1)
+    await one.permit(project)
+    key = keys.limiter(ENDPOINT, project)
+    await redis.rename(key, f"{key}:aside")
+    await redis.set(key, "not a hash")
+    results = await asyncio.gather(*(one.permit(project) for _ in range(5)), return_exceptions=True)
+    assert all(isinstance(result, RedisError) for result in results)
+    await redis.delete(key)
+    await one.permit(project)
+    await redis.aclose()
+
+
+async def test_a_clock_that_is_set_back_stops_nobody(
+    limiter: Callable[..., Limiter], redis: Redis, project: str
+) -> None:
+    one = limiter(10)
+    await one.permit(project)
+    hour_ahead = str(await server_ms(redis) + 3_600_000)
+    for name in ("tat", "at", "cut"):
+        await redis.hset(keys.limiter(ENDPOINT, project), name, hour_ahead)
+    async with asyncio.timeout(20):
+        await one.permit(project)
+    assert (await state(redis, project))["rate"] == 10
+
+
+# After a 429
+
+
+async def test_a_429_slows_every_process(
+    limiter: Callable[..., Limiter], redis: Redis, project: str
+) -> None:
+    one, other = limiter(40), limiter(40)
+    await other.permit(project)
+    await one.throttled(project, None)
+    assert (await state(redis, project))["rate"] == pytest.approx(40 * CUT, rel=0.2)
+    before = await server_ms(redis)
+    await asyncio.gather(*(other.permit(project) for _ in range(11)))
+    # Ten intervals at a rate that has recovered from 20 by no more than it does in a second.
+    assert await server_ms(redis) - before >= 10 / (40 * (CUT + RECOVERY)) * 1000 - 1
+
+
+async def test_many_429s_for_one_excess_cut_the_rate_once(
+    limiter: Callable[..., Limiter], redis: Redis, project: str
+) -> None:
+    one, other = limiter(100), limiter(100)
+    await asyncio.gather(*(each.throttled(project, None) for each in [one, other] * 20))
+    assert (await state(redis, project))["rate"] >= 100 * CUT
+
+
+async def test_the_rate_recovers_by_equal_steps_up_to_the_limit(
+    limiter: Callable[..., Limiter], redis: Redis, project: str
+) -> None:
+    one, key = limiter(100), keys.limiter(ENDPOINT, project)
+    await one.throttled(project, None)
+    for seconds, least in ((2, CUT + 2 * RECOVERY), (3, CUT + 5 * RECOVERY), (60, 1)):
+        at = (await state(redis, project))["at"]
+        await redis.hset(key, "at", str(at - seconds * 1000))
+        await one.permit(project)
+        rate = (await state(redis, project))["rate"]
+        assert 100 * least - 0.01 <= rate <= min(100, 100 * least + 50)
+
+
+async def test_the_rate_never_falls_to_nothing(
+    limiter: Callable[..., Limiter], redis: Redis, project: str
+) -> None:
+    one = limiter(100)
+    for _ in range(12):
+        await one.throttled(project, None)
+        await redis.hset(keys.limiter(ENDPOINT, project), "cut", "0")
+    assert (await state(redis, project))["rate"] == pytest.approx(100 * FLOOR, rel=0.5)
+
+
+async def test_what_the_cloud_asks_to_wait_every_process_waits(
+    limiter: Callable[..., Limiter], redis: Redis, project: str
+) -> None:
+    one, other = limiter(100), limiter(100)
+    await other.permit(project)
+    before = await server_ms(redis)
+    await one.throttled(project, 0.7)
+    await asyncio.gather(one.permit(project), other.permit(project))
+    assert await server_ms(redis) - before >= 700
+
+
+async def test_no_pause_is_longer_than_ten_minutes(
+    limiter: Callable[..., Limiter], redis: Redis, project: str
+) -> None:
+    await limiter(100).throttled(project, 1e9)
+    ahead_ms = (await state(redis, project))["tat"] - await server_ms(redis)
+    assert ahead_ms <= MAX_PAUSE_S * 1000
+
+
+async def test_one_project_throttled_slows_no_other(
+    limiter: Callable[..., Limiter], redis: Redis, project: str
+) -> None:
+    one, other = limiter(50), uuid.uuid4().hex
+    await one.throttled(project, 60)
+    async with asyncio.timeout(20):
+        await asyncio.gather(*(one.permit(other) for _ in range(10)))
+    assert (await state(redis, other))["rate"] == 50
+
+
+# The whole of it
+
+
+async def watch_lag(lags: list[float]) -> None:
+    """How late this event loop is, again and again, in seconds."""
+    loop, step = asyncio.get_running_loop(), 0.005
+    while True:
+        before = loop.time()
+        await asyncio.sleep(step)
+        lags.append(loop.time() - before - step)
+
+
+async def test_four_workers_together_keep_to_the_limit_and_use_it(
+    cloud: Cloud, redis: Redis, server: RedisServer, workers: Workers
+) -> None:
+    rate, burst = 50, 3
+    project = cloud.project(540)
+    settings = settings_for(
+        cloud, server.url, rate_limit=rate, rate_burst=burst, batch_size=10, lease_s=30, resend_s=30
+    )
+    runs = Runs(redis, settings)
+    four = [workers.start(environment(settings)) for _ in range(4)]
+    await workers.ready(*four)
+    lags: list[float] = []
+    watch = asyncio.create_task(watch_lag(lags))
+    run_id = await runs.make(project.jobs(), verify=False)
+    await runs.ended(run_id)
+    watch.cancel()
+    arrivals = [call.at for call in cloud.sandbox.calls]
+    # Calls seem to come at once when it is this process that was late to take note of them.
+    seeming = math.ceil(rate * max(lags))
+    assert busiest(arrivals, 1) <= rate + burst + seeming
+    assert busiest(arrivals, 10) >= 0.95 * rate * 10
+    assert all(process.events("batch_claimed") for process in four)
+    assert len(cloud.reads) < len(cloud.deletes) / 10

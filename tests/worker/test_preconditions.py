@@ -1,0 +1,218 @@
+"""Just before its DELETE a pool must still be what was chosen; what is read for that is little."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pytest
+
+from tests.conftest import until
+from tests.worker.conftest import Runs, is_list, refused, settings_for, worker_here
+from worker.ledger import JobState, NewJob
+
+if TYPE_CHECKING:
+    from aiohttp import web
+    from redis.asyncio import Redis
+
+    from tests.worker.conftest import Cloud, Project, RedisServer
+
+TAGS = "os.modelarts/tms.tags"
+CHANGES: dict[str, tuple[dict[str, Any], str]] = {
+    "retagged": ({"annotations": {TAGS: '{"team": "atlas"}'}}, "tags changed"),
+    "renewed": (
+        {"annotations": {TAGS: '{"expires-at": "2099-01-01"}'}},
+        'tags are now {"expires-at": "2099-01-01"}',
+    ),
+    "protected": (
+        {"annotations": {TAGS: '[{"key": "poolsweep/protect", "value": "true"}]'}},
+        "poolsweep/protect",
+    ),
+    "labelled": ({"labels": {"os.modelarts/workspace.id": "7"}}, "labels changed"),
+    "annotated": ({"annotations": {"os.modelarts/billing.mode": "1"}}, "annotations changed"),
+    "created anew": (
+        {"creationTimestamp": "2030-05-06T07:08:09Z"},
+        "another incarnation, created 2030-05-06T07:08:09Z",
+    ),
+}
+
+
+async def change(cloud: Cloud, project: Project, pool: str, what: dict[str, Any]) -> None:
+    url = f"{cloud.url}/_sandbox/pools/{project.project_id}/{pool}"
+    async with aiohttp.ClientSession() as session, session.post(url, json=what) as answer:
+        assert answer.status == 200
+
+
+@pytest.mark.parametrize("count", [1, 20], ids=["read by itself", "read in a list"])
+@pytest.mark.parametrize("name", CHANGES)
+async def test_a_pool_that_changed_since_it_was_chosen_is_skipped(
+    cloud: Cloud, redis: Redis, server: RedisServer, name: str, count: int
+) -> None:
+    what, words = CHANGES[name]
+    project = cloud.project(count)
+    settings = settings_for(cloud, server.url)
+    runs = Runs(redis, settings)
+    run_id = await runs.make(project.jobs(), verify=False, feed=False)
+    changed = list(project.pools)[count // 2]
+    await change(cloud, project, changed, what)
+    async with worker_here(settings) as worker:
+        await asyncio.to_thread(worker.execute, run_id, range(count))
+    assert (await runs.check(run_id, cloud, project))[JobState.SKIPPED] == 1
+    (skipped,) = [job for job in await runs.jobs(run_id) if job.state is JobState.SKIPPED]
+    assert skipped.pool_name == changed
+    assert "changed since it was chosen" in skipped.reason
+    assert words in skipped.reason
+    assert not skipped.attempts
+    assert {pool for pool, _ in cloud.deletes} == set(project.pools) - {changed}
+
+
+async def test_a_pool_that_changes_while_its_job_waits_its_turn_is_skipped(
+    cloud: Cloud, redis: Redis, server: RedisServer
+) -> None:
+    project = cloud.project(22)
+    settings = settings_for(cloud, server.url, rate_limit=15, precondition_max_age_s=1, lease_s=30)
+    runs = Runs(redis, settings)
+    run_id = await runs.make(project.jobs(), verify=False, feed=False)
+    async with worker_here(settings) as worker:
+        batch = asyncio.create_task(asyncio.to_thread(worker.execute, run_id, range(22)))
+        await until(lambda: _has_begun(cloud))
+        deleted = {pool for pool, _ in cloud.deletes}
+        last = list(project.pools)[-3:]
+        assert not deleted & set(last)
+        for pool in last:
+            await change(cloud, project, pool, CHANGES["renewed"][0])
+        await batch
+    jobs = {job.pool_name: job for job in await runs.jobs(run_id)}
+    assert [jobs[pool].state for pool in last] == [JobState.SKIPPED] * 3
+    assert not {pool for pool, _ in cloud.deletes} & set(last)
+    assert (await runs.check(run_id, cloud, project))[JobState.ACCEPTED] == 19
+
+
+async def _has_begun(cloud: Cloud) -> bool:
+    return bool(cloud.deletes)
+
+
+async def test_a_pool_that_is_gone_already_needs_no_call(
+    cloud: Cloud, redis: Redis, server: RedisServer
+) -> None:
+    project = cloud.project(10)
+    settings = settings_for(cloud, server.url)
+    runs = Runs(redis, settings)
+    gone, *_ = project.pools
+    run_id = await runs.make(project.jobs(), verify=False, feed=False)
+    async with aiohttp.ClientSession() as session:
+        await session.delete(f"{cloud.url}/_sandbox/pools/{project.project_id}/{gone}")
+    async with worker_here(settings) as worker:
+        await asyncio.to_thread(worker.execute, run_id, range(10))
+    outcomes = await runs.check(run_id, cloud, project)
+    assert outcomes == {JobState.ALREADY_DELETED: 1, JobState.ACCEPTED: 9}
+    assert not cloud.calls_of(gone)
+
+
+async def test_a_pool_that_a_list_hides_is_read_by_itself(
+    cloud: Cloud, redis: Redis, server: RedisServer
+) -> None:
+    project = cloud.project(10)
+    settings = settings_for(cloud, server.url)
+    runs = Runs(redis, settings)
+
+    def show_none(request: web.Request) -> web.Response | None:
+        return aiohttp.web.json_response({"items": []}) if is_list(request) else None
+
+    cloud.gateway = show_none
+    run_id = await runs.make(project.jobs(), verify=False, feed=False)
+    async with worker_here(settings) as worker:
+        await asyncio.to_thread(worker.execute, run_id, range(10))
+    assert await runs.check(run_id, cloud, project) == {JobState.ACCEPTED: 10}
+
+
+async def test_hundreds_of_deletions_take_a_few_lists(
+    cloud: Cloud, redis: Redis, server: RedisServer
+) -> None:
+    project = cloud.project(300)
+    settings = settings_for(cloud, server.url, batch_size=50)
+    runs = Runs(redis, settings)
+    run_id = await runs.make(project.jobs(), verify=False, feed=False)
+    async with worker_here(settings) as worker:
+        batches = [range(start, start + 50) for start in range(0, 300, 50)]
+        await asyncio.gather(
+            *(asyncio.to_thread(worker.execute, run_id, batch) for batch in batches)
+        )
+    assert await runs.check(run_id, cloud, project) == {JobState.ACCEPTED: 300}
+    assert len(cloud.deletes) == 300
+    assert len(cloud.reads) < 30
+    assert 1 <= project.lists() <= 3
+
+
+async def test_on_doubt_nothing_is_deleted(cloud: Cloud, redis: Redis, server: RedisServer) -> None:
+    project = cloud.project(10)
+    settings = settings_for(cloud, server.url, max_attempts=2)
+    runs = Runs(redis, settings)
+    cloud.gateway = lambda r: refused(503, "ModelArts.50000002", "no lists today")
+    run_id = await runs.make(project.jobs(), verify=False, feed=False)
+    async with worker_here(settings) as worker:
+        while not (await runs.ledger.run(run_id)).ended:
+            await asyncio.to_thread(worker.execute, run_id, range(10))
+    assert await runs.check(run_id, cloud, project) == {JobState.FAILED: 10}
+    assert not cloud.deletes
+    for job in await runs.jobs(run_id):
+        assert "could not be read before its deletion" in job.reason
+        assert "no lists today" in job.reason
+        assert "given up after 2 attempts" in job.reason
+        assert [attempt.status for attempt in job.attempts] == [503, 503]
+
+
+async def test_a_list_that_fails_fails_for_all_that_wait_for_it_and_is_not_read_for_each(
+    cloud: Cloud, redis: Redis, server: RedisServer
+) -> None:
+    project = cloud.project(100)
+    settings = settings_for(cloud, server.url, inline_wait_s=0, max_attempts=9)
+    runs = Runs(redis, settings)
+
+    async def fail(request: web.Request) -> web.Response | None:
+        await asyncio.sleep(0.1)
+        return refused(500, "ModelArts.50000001") if is_list(request) else None
+
+    cloud.gateway = fail
+    run_id = await runs.make(project.jobs(), verify=False, feed=False)
+    async with worker_here(settings) as worker:
+        await asyncio.to_thread(worker.execute, run_id, range(100))
+        assert (await runs.ledger.run(run_id)).counts[JobState.PENDING] == 100
+        assert project.lists() <= 2
+        cloud.gateway = lambda _: None
+        while not (await runs.ledger.run(run_id)).ended:
+            await asyncio.to_thread(worker.execute, run_id, range(100))
+    assert await runs.check(run_id, cloud, project) == {JobState.ACCEPTED: 100}
+
+
+async def test_a_list_that_takes_longer_than_it_is_trusted_keeps_nothing_from_being_deleted(
+    cloud: Cloud, redis: Redis, server: RedisServer
+) -> None:
+    project = cloud.project(10)
+    settings = settings_for(cloud, server.url, precondition_max_age_s=1, lease_s=30)
+    runs = Runs(redis, settings)
+
+    async def slow(request: web.Request) -> None:
+        if is_list(request):
+            await asyncio.sleep(1.2)
+
+    cloud.gateway = slow
+    run_id = await runs.make(project.jobs(), verify=False, feed=False)
+    async with worker_here(settings) as worker:
+        await asyncio.to_thread(worker.execute, run_id, range(10))
+    assert await runs.check(run_id, cloud, project) == {JobState.ACCEPTED: 10}
+
+
+async def test_a_job_without_precondition_needs_no_read(
+    cloud: Cloud, redis: Redis, server: RedisServer
+) -> None:
+    project = cloud.project(5)
+    settings = settings_for(cloud, server.url)
+    runs = Runs(redis, settings)
+    jobs = [NewJob(project.project_id, name) for name in project.pools]
+    run_id = await runs.make(jobs, verify=False, feed=False)
+    async with worker_here(settings) as worker:
+        await asyncio.to_thread(worker.execute, run_id, range(5))
+    assert await runs.check(run_id, cloud, project) == {JobState.ACCEPTED: 5}
+    assert not cloud.reads
