@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
+from functools import lru_cache
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
@@ -32,6 +33,7 @@ def parse_duration(text: str) -> timedelta:
     return timedelta(seconds=int(match[1]) * _UNITS[match[2]])
 
 
+@lru_cache(maxsize=4096)
 def format_duration(duration: timedelta) -> str:
     """A duration in the largest unit that divides it, such as `90m`."""
     seconds = round(duration.total_seconds())

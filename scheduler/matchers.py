@@ -196,12 +196,9 @@ class All(_Matcher):
     def find(self, facts: Facts, now: datetime) -> Finding:
         """Look at a pool."""
         found = [matcher.find(facts, now) for matcher in self.all]
-        return (
-            _first(Kind.DOUBT, found)
-            or _first(Kind.NO, found)
-            or _unread(found)
-            or yes(" and ".join(each.reason for each in found))
-        )
+        if all(each.kind is Kind.YES for each in found):
+            return yes(" and ".join(each.reason for each in found))
+        return _first(Kind.DOUBT, found) or _first(Kind.NO, found) or _unread(found) or no()
 
 
 class Any_(_Matcher):  # noqa: N801 - `Any` is taken
@@ -248,7 +245,7 @@ def _first(kind: Kind, found: Iterable[Finding]) -> Finding | None:
 
 
 def _unread(found: Iterable[Finding]) -> Finding | None:
-    needs = frozenset(fact for each in found if each.kind is Kind.UNREAD for fact in each.needs)
+    needs = frozenset(fact for each in found for fact in each.needs)
     return Finding(Kind.UNREAD, needs=needs) if needs else None
 
 
@@ -463,7 +460,7 @@ _PLACES = {"pool": "tag", "nodes": "node tag", "labels": "label", "annotations":
 def _regex(pattern: str) -> Any:
     options = re2.Options()
     options.log_errors = False
-    return re2.compile(pattern, options)
+    return re2.compile(pattern.encode(), options)
 
 
 class NameOptions(_Options):
@@ -515,7 +512,7 @@ class Name(_Matcher):
             texts.append(printable(pool.pool_id))
         for text in texts:
             if options.regex is not None:
-                fits = _regex(options.regex).fullmatch(text) is not None
+                fits = _regex(options.regex).fullmatch(text.encode()) is not None
             else:
                 fits = _fits(text, options.glob or "")
             if text and fits:

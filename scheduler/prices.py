@@ -58,4 +58,5 @@ def load(path: Path) -> Prices:
     try:
         return Prices.model_validate(source.data)
     except ValidationError as error:
-        raise YamlError(source.sentences(error)) from None
+        said = source.sentences(error, schema=Prices.model_json_schema())
+        raise YamlError(said) from None

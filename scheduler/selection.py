@@ -125,7 +125,8 @@ def select(
         decision = decisions.get(pool.pool_id) or Decision(pool, False, "it is listed twice")
         if _may_go(decision) and (why := family.obstacle(pool, decisions)):
             decision = decisions[pool.pool_id] = Decision(pool, False, why)
-        found.append(replace(decision, reason=printable(decision.reason, LONGEST_REASON)))
+        reason = printable(decision.reason, LONGEST_REASON)
+        found.append(decision if reason == decision.reason else replace(decision, reason=reason))
     return found
 
 

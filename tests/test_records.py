@@ -105,6 +105,9 @@ def test_a_run_is_told_whole() -> None:
         "started_at": "2026-01-02T03:04:06.000Z",
         "finished_at": None,
         "cancelled_at": None,
+        "braked_at": None,
+        "policy": None,
+        "projects": [],
         "note": "",
     }
 

@@ -38,7 +38,8 @@ def is_busy(workload: Workload) -> bool:
 
     Source: the API document, workloads, status.
     """
-    return workload.status not in OVER
+    status = workload.status
+    return not isinstance(status, str) or status not in OVER
 
 
 @dataclass(frozen=True, slots=True)
