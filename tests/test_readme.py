@@ -1,0 +1,114 @@
+"""The README and the deployment say what the code does."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from scheduler.cli.commands import app
+from worker.settings import ENV_PREFIX, Settings
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+ROW = re.compile(r"^\| `POOLSWEEP_(\w+)` \| (.*?) \| (.+) \|$", re.MULTILINE)
+
+
+def documented() -> dict[str, str]:
+    """The variables in the README's table, with their defaults."""
+    return {name: default for name, default, _ in ROW.findall(README)}
+
+
+def test_every_setting_is_documented_and_nothing_else() -> None:
+    assert list(documented()) == sorted(documented(), key=list(documented()).index)
+    assert set(documented()) == {name.upper() for name in Settings.model_fields}
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_a_documented_default_is_the_default(name: str) -> None:
+    default = Settings.model_fields[name].default
+    said = documented()[name.upper()]
+    if isinstance(default, bool):
+        assert said == f"`{str(default).lower()}`"
+    elif isinstance(default, int | float):
+        assert said == f"`{default:g}`"
+    elif isinstance(default, str):
+        assert said == f"`{default}`"
+    else:
+        assert not said.startswith("`"), "what has no fixed default is described, not quoted"
+
+
+def commands() -> set[str]:
+    """The names that may follow `poolsweep`."""
+    named = {each.callback.__name__ for each in app.registered_commands if each.callback}
+    return named | {str(each.name) for each in app.registered_groups}
+
+
+@pytest.mark.parametrize("path", ["README.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])
+def test_every_command_that_is_named_exists(path: str) -> None:
+    text = (ROOT / path).read_text()
+    used = set(re.findall(r"(?:^|`)poolsweep ([a-z]+)", text, re.MULTILINE))
+    assert used
+    assert used <= commands()
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if "://" not in target:
+            assert ((ROOT / path).parent / target).exists(), target
+
+
+# docker-compose.yml
+
+
+def compose() -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    return document
+
+
+def test_the_deployment_has_a_lasting_redis_that_is_waited_for() -> None:
+    redis = compose()["services"]["redis"]
+    assert "--appendonly" in redis["command"]
+    assert redis["healthcheck"]["test"] == ["CMD", "redis-cli", "ping"]
+    (volume,) = redis["volumes"]
+    assert volume.split(":")[0] in compose()["volumes"]
+    for name in ("worker", "scheduler"):
+        waits_for = compose()["services"][name]["depends_on"]
+        assert waits_for == {"redis": {"condition": "service_healthy"}}
+
+
+@pytest.mark.parametrize("name", ["worker", "scheduler"])
+def test_a_service_runs_a_command_with_settings_that_exist(name: str) -> None:
+    service = compose()["services"][name]
+    assert service["command"] == [name]
+    assert name in commands()
+    for variable in service["environment"]:
+        assert variable.removeprefix(ENV_PREFIX).lower() in Settings.model_fields
+
+
+def test_the_image_is_a_plain_install_that_runs_as_nobody_special() -> None:
+    lines = (ROOT / "Dockerfile").read_text()
+    assert "pip install --no-cache-dir --constraint constraints.txt ." in lines
+    assert 'ENTRYPOINT ["poolsweep"]' in lines
+    assert re.search(r"^USER (?!root)\w+$", lines, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["constraints.txt", "pyproject.toml"])
+def test_no_address_of_a_download_is_pinned(name: str) -> None:
+    text = (ROOT / name).read_text()
+    assert "://" not in text
+    assert "--hash" not in text
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_every_dependency_is_pinned() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {canonical(line.split("==")[0]) for line in lines}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    names = [re.match(r"[A-Za-z0-9._-]+", requirement) for requirement in wanted]
+    assert {canonical(name[0]) for name in names if name} <= pinned
