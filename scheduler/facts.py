@@ -42,7 +42,3 @@ class Facts:
     usage: Mapping[str, UsageSeries] | None = None
     idle_since: datetime | None = None
     unreadable: Mapping[Fact, str] = field(default_factory=dict)
-
-    def has(self, fact: Fact) -> bool:
-        """Whether the fact has been read."""
-        return getattr(self, fact) is not None

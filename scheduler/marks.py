@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, cast
 
 from worker.ledger import keys
@@ -16,11 +16,14 @@ from worker.modelarts import Precondition
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Collection, Iterable, Mapping
-    from datetime import timedelta
 
     from redis.asyncio import Redis
 
     from scheduler.selection import Decision
+
+
+LAPSE = timedelta(days=30)
+"""A mark that was due so long ago, and that nobody acted on, is void: its pool is marked anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +121,7 @@ def weigh(
         wanted.add(pool.pool_id)
         mark = marks.get(pool.pool_id)
         precondition = Precondition.of(pool)
-        if mark is None or mark.precondition != precondition:
+        if mark is None or mark.precondition != precondition or now - mark.due_at > LAPSE:
             fresh.append(
                 Mark(
                     project_id=project_id,

@@ -140,7 +140,8 @@ class Planner:
             decisions = select(facts, rules, now, vetoes)
         absent: list[str] = []
         if named is not None:
-            decisions = [each for each in decisions if each.pool.pool_id in set(named)]
+            wanted = set(named)
+            decisions = [each for each in decisions if each.pool.pool_id in wanted]
             absent = [pool_id for pool_id in named if pool_id not in place]
         return Plan(
             project_id=project_id,

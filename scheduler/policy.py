@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime, time, timedelta
 from enum import StrEnum
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -316,8 +317,9 @@ class _AsWritten(GenerateJsonSchema):
         return f"{dft:%H:%M}" if isinstance(dft, time) else super().encode_default(dft)
 
 
+@cache
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema (2020-12) of a policy file, for editors."""
+    """The JSON Schema (2020-12) of a policy file, for editors; not to be changed."""
     schema = PolicyFile.model_json_schema(by_alias=True, schema_generator=_AsWritten)
     for part in schema["properties"].values():
         if "patternProperties" in part:

@@ -47,6 +47,7 @@ class Lease:
         claimed_ms: when it began, in ms of the ledger's clock.
         held: the jobs that are neither ended nor given back.
         calling: since when (ms since the epoch) a job's DELETE is under way.
+        closing: whether the batch is to end soon, so that nothing is tried again within it.
     """
 
     run_id: str
@@ -55,6 +56,7 @@ class Lease:
     claimed_ms: int
     held: set[int] = field(default_factory=set)
     calling: dict[int, int] = field(default_factory=dict)
+    closing: bool = False
 
     def holds(self, number: int) -> bool:
         """Whether the job may be acted on right now."""
@@ -78,6 +80,9 @@ class _PausedError(Exception):
 
 ABSENT = "absent"
 """The fingerprint of a pool that was not there when it was asked for."""
+
+MOST_LOOKS = 3
+"""Reads in a row that may be too old when they arrive, or when the call's turn comes."""
 
 PAUSED_WAIT_S = 1.0
 """A job that finds its project paused is looked at again after so long."""
@@ -234,7 +239,7 @@ class _Task:
             await deleter._limiter.permit(job.project_id)
             return None
         waited = False
-        while True:
+        for _ in range(MOST_LOOKS):
             sight = await deleter._inventory.look(job.project_id, job.pool_name, alone=self._alone)
             if end := judge(job, sight.pool):
                 return end
@@ -245,6 +250,7 @@ class _Task:
             if newer := deleter._inventory.known(job.project_id, job.pool_name):
                 return judge(job, newer.pool)
             waited = True
+        return JobState.PENDING, "waits until the cloud answers fast enough to be sure of the pool"
 
     async def _call(self) -> Answer:
         number = self._job.number
@@ -259,8 +265,17 @@ class _Task:
 
     async def _handle(self, attempt: Attempt, verdict: Verdict) -> bool:
         """Record what an attempt came to. Returns whether to go on trying here."""
-        if verdict.throttled:
-            await self._deleter._limiter.throttled(self._job.project_id, verdict.retry_after_s)
+        if not verdict.throttled:
+            return await self._settle(attempt, verdict)
+        # All slow down at once, and yet the record does not depend on it.
+        limiter, project_id = self._deleter._limiter, self._job.project_id
+        throttling = asyncio.create_task(limiter.throttled(project_id, verdict.retry_after_s))
+        try:
+            return await self._settle(attempt, verdict)
+        finally:
+            await throttling
+
+    async def _settle(self, attempt: Attempt, verdict: Verdict) -> bool:
         match verdict.kind:
             case VerdictKind.ACCEPTED:
                 await self._move(JobState.ACCEPTED, verdict.reason, attempt)
@@ -297,6 +312,7 @@ class _Task:
             await self._move(JobState.FAILED, f"{reason} ({decision.reason})", attempt)
             return False
         self.log.info("retry", reason=reason, wait_s=round(decision.seconds, 3))
+        inline = inline and not self._lease.closing
         if inline and decision.seconds <= self._deleter._inline_wait_s:
             await self._note(attempt, reason)
             await asyncio.sleep(decision.seconds)

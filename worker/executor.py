@@ -140,6 +140,7 @@ class Executor:
                 return_when=asyncio.FIRST_COMPLETED,
             )
             if not finished.done():
+                lease.closing = True
                 for number, task in tasks.items():
                     if number not in lease.calling:
                         task.cancel()

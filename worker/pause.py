@@ -70,7 +70,16 @@ async def resume(redis: Redis, scope: str) -> bool:
 async def pauses(redis: Redis) -> dict[str, Pause]:
     """Those that are on, by scope."""
     found = await cast("Awaitable[dict[str, str]]", redis.hgetall(keys.PAUSED))
-    return {scope: Pause(scope, *json.loads(text)) for scope, text in sorted(found.items())}
+    return {scope: _read(scope, text) for scope, text in sorted(found.items())}
+
+
+def _read(scope: str, text: str) -> Pause:
+    try:
+        by, reason, at_ms = json.loads(text)
+        return Pause(scope, str(by), str(reason), int(at_ms))
+    except (ValueError, TypeError):
+        # Whoever wrote it by hand meant to stop something.
+        return Pause(scope, "somebody", "", 0)
 
 
 class PauseWatch:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -160,12 +161,19 @@ class Project(_Part):
         return value
 
 
+def _each_id_once(projects: dict[str, Project]) -> dict[str, Project]:
+    ids = [project.id for project in projects.values()]
+    if twice := sorted({each for each in ids if ids.count(each) > 1}):
+        raise PydanticCustomError("twice", "project id {id}: there twice", {"id": ", ".join(twice)})
+    return projects
+
+
 class _ProjectsFile(BaseModel):
     """Any YAML file with `projects:`; the rest of it is somebody else's."""
 
     model_config = ConfigDict(extra="ignore")
 
-    projects: dict[str, Project] = {}
+    projects: Annotated[dict[str, Project], AfterValidator(_each_id_once)] = {}
 
 
 def read_projects(path: Path) -> dict[str, Project]:
@@ -197,10 +205,13 @@ class Directory:
     def of(cls, settings: Settings) -> Directory:
         """The directory of a process: its settings and their projects file.
 
+        Without one it is the policies' file: a project must not be looked for at another endpoint
+        than the one that policies are carried out at.
+
         Raises:
-            YamlError: the projects file is not as it must be.
+            YamlError: the file, or a project in it, is not as it must be.
         """
-        path = settings.projects_file
+        path = settings.projects_file or settings.policies_file
         return cls(settings, {} if path is None else read_projects(path))
 
     @property

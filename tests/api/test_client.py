@@ -564,11 +564,10 @@ async def test_a_list_entry_without_a_name_is_set_aside() -> None:
 
 async def test_workloads_are_read_page_by_page() -> None:
     everything = [{"name": f"job-{number}"} for number in range(1_200)]
-    odd: list[object] = [*everything[:7], None, *everything[7:]]  # what is not one still counts
 
     async def page(request: web.BaseRequest) -> web.StreamResponse:
         offset, limit = int(request.query["offset"]), int(request.query["limit"])
-        return web.json_response({"items": odd[offset : offset + limit]})
+        return web.json_response({"items": everything[offset : offset + limit]})
 
     async with recording(page) as server, calling(server.url) as client:
         found = await client.list_workloads(PROJECT, POOL)
@@ -578,6 +577,33 @@ async def test_workloads_are_read_page_by_page() -> None:
         "limit=500&offset=500",
         "limit=500&offset=1000",
     ]
+
+
+async def test_pages_may_be_smaller_than_asked_for_if_the_api_says_how_many_there_are() -> None:
+    everything = [{"name": f"job-{number}"} for number in range(25)]
+
+    async def page(request: web.BaseRequest) -> web.StreamResponse:
+        offset = int(request.query["offset"])
+        return web.json_response({"total": 25, "items": everything[offset : offset + 10]})
+
+    async with recording(page) as server, calling(server.url) as client:
+        found = await client.list_workloads(PROJECT, POOL)
+    assert [workload.name for workload in found] == [item["name"] for item in everything]
+    assert len(server.received) == 3
+
+
+@pytest.mark.parametrize("odd", [None, "job", 7, []], ids=repr)
+async def test_a_list_of_workloads_or_nodes_that_cannot_be_read_whole_is_not_read(
+    odd: object,
+) -> None:
+    def response() -> web.Response:
+        return web.json_response({"items": [{"name": "a"}, odd]})
+
+    async with recording(answering(response)) as server, calling(server.url) as client:
+        for read in (client.list_workloads, client.list_nodes):
+            with pytest.raises(ApiError, match="not an object"):
+                await read(PROJECT, POOL)
+    assert len(server.received) == 2
 
 
 async def test_a_read_that_is_refused_renews_and_asks_once_more_only() -> None:

@@ -131,7 +131,7 @@ def moment_of(day: date, hour: int, minute: int, zone: ZoneInfo) -> datetime:
     return late.replace(microsecond=0)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(zones, years, st.integers(0, 23), st.integers(0, 59))
 def test_a_daily_schedule_has_one_night_for_each_date_of_any_year_in_any_zone(
     zone: ZoneInfo, year: int, hour: int, minute: int

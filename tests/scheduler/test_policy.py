@@ -587,12 +587,22 @@ def test_what_is_accepted_fits_the_schema(match: Any) -> None:
     assert SCHEMA.is_valid(file_with(match))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(trees, st.sampled_from(BROKEN), st.sampled_from(["all", "any", "not", ""]))
 def test_what_is_refused_does_not_fit_the_schema(match: Any, broken: Any, inside: str) -> None:
     part = {inside: broken if inside == "not" else [match, broken]} if inside else broken
     assert said(json.dumps(file_with(part)))
     assert not SCHEMA.is_valid(file_with(part))
+
+
+@pytest.mark.parametrize("name", ["Big", "", "a b", "-a", "x" * 64])
+def test_a_name_that_is_refused_does_not_fit_the_schema(name: str) -> None:
+    document = file_with({"ttl": None})
+    for part in ("projects", "policies"):
+        (inside,) = document[part].values()
+        renamed = {**document, part: {name: inside}}
+        assert said(json.dumps(renamed))
+        assert not SCHEMA.is_valid(renamed)
 
 
 @pytest.mark.parametrize("leaf", LEAVES, ids=json.dumps)

@@ -301,9 +301,7 @@ async def test_four_workers_together_keep_to_the_limit_and_use_it(
 ) -> None:
     rate, burst = 50, 3
     project = cloud.project(540)
-    settings = settings_for(
-        cloud, server.url, rate_limit=rate, rate_burst=burst, batch_size=10, lease_s=30, resend_s=30
-    )
+    settings = settings_for(cloud, server.url, rate_limit=rate, rate_burst=burst, batch_size=10)
     runs = Runs(redis, settings)
     four = [workers.start(environment(settings)) for _ in range(4)]
     await workers.ready(*four)

@@ -71,7 +71,7 @@ async def test_a_pool_that_changes_while_its_job_waits_its_turn_is_skipped(
     cloud: Cloud, redis: Redis, server: RedisServer
 ) -> None:
     project = cloud.project(22)
-    settings = settings_for(cloud, server.url, rate_limit=15, precondition_max_age_s=1, lease_s=30)
+    settings = settings_for(cloud, server.url, rate_limit=15, precondition_max_age_s=1)
     runs = Runs(redis, settings)
     run_id = await runs.make(project.jobs(), verify=False, feed=False)
     async with worker_here(settings) as worker:
@@ -190,7 +190,7 @@ async def test_a_list_that_takes_longer_than_it_is_trusted_keeps_nothing_from_be
     cloud: Cloud, redis: Redis, server: RedisServer
 ) -> None:
     project = cloud.project(10)
-    settings = settings_for(cloud, server.url, precondition_max_age_s=1, lease_s=30)
+    settings = settings_for(cloud, server.url, precondition_max_age_s=1)
     runs = Runs(redis, settings)
 
     async def slow(request: web.Request) -> None:

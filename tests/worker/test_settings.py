@@ -221,21 +221,22 @@ def usable(tmp_path: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize(
-    ("plain", "name", "value", "words"),
-    [
+async def test_a_worker_says_in_one_line_why_it_does_not_start(
+    workers: Workers, usable: dict[str, str]
+) -> None:
+    cases = [
         (False, "IN_FLIGHT", "many", "POOLSWEEP_IN_FLIGHT: 'many' is not accepted"),
         (True, "IN_FLIGHT", "many", "POOLSWEEP_IN_FLIGHT: 'many' is not accepted"),
         (True, "TOKEN", "", "no credentials are set; accepted: "),
         (True, "STATE_DIR", "/dev/null/x", "POOLSWEEP_STATE_DIR: '/dev/null/x' cannot be used"),
-    ],
-)
-async def test_a_worker_says_in_one_line_why_it_does_not_start(
-    workers: Workers, usable: dict[str, str], plain: bool, name: str, value: str, words: str
-) -> None:
-    worker = workers.start({**usable, ENV_PREFIX + name: value}, plain=plain)
-    assert await worker.ended() == 2
-    (line,) = [line for line in worker.text.splitlines() if not line.startswith("{")]
-    assert words in line
-    assert "Traceback" not in worker.text
-    assert "s3cret" not in worker.text
+    ]
+    started = [
+        workers.start({**usable, ENV_PREFIX + name: value}, plain=plain)
+        for plain, name, value, _ in cases
+    ]
+    for worker, (*_, words) in zip(started, cases, strict=True):
+        assert await worker.ended() == 2
+        (line,) = [line for line in worker.text.splitlines() if not line.startswith("{")]
+        assert words in line
+        assert "Traceback" not in worker.text
+        assert "s3cret" not in worker.text

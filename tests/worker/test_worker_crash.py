@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import until
-from tests.worker.conftest import RedisServer, Runs, environment, settings_for
+from tests.worker.conftest import RedisServer, Runs, environment, serving, settings_for
 from worker.ledger import JobState
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ async def test_a_killed_worker_loses_no_job(
     project = cloud.project(300, flaky=10)
     cloud.latency(300)
     settings = settings_for(
-        cloud, server.url, in_flight=60, batch_size=50, max_attempts=8, lease_s=1
+        cloud, server.url, in_flight=60, batch_size=50, max_attempts=8, lease_s=1, resend_s=1
     )
     runs, env = Runs(redis, settings), environment(settings)
     first = workers.start(env)
@@ -57,21 +57,29 @@ async def test_a_killed_worker_loses_no_job(
     assert len(lost) >= 100
 
 
-@pytest.mark.parametrize(
-    ("options", "number"),
-    [
-        pytest.param((), signal.SIGTERM, id="threads"),
-        pytest.param((), signal.SIGQUIT, id="threads, cold"),
-        pytest.param(("--pool", "prefork", "-c", "2"), signal.SIGTERM, id="prefork"),
-    ],
-)
 async def test_a_stopped_worker_gives_its_jobs_back_at_once(
+    redis: Redis, server: RedisServer, workers: Workers
+) -> None:
+    """With each pool of Celery's, and cold too: side by side, since they mostly wait."""
+    prefork = ("--pool", "prefork", "-c", "2")
+
+    async def stop(number: signal.Signals, options: tuple[str, ...] = ()) -> None:
+        async with serving() as cloud:
+            await stopped_by(number, options, cloud, redis, server, workers)
+
+    async with asyncio.TaskGroup() as ways:
+        ways.create_task(stop(signal.SIGTERM))
+        ways.create_task(stop(signal.SIGQUIT))
+        ways.create_task(stop(signal.SIGTERM, prefork))
+
+
+async def stopped_by(
+    number: signal.Signals,
+    options: tuple[str, ...],
     cloud: Cloud,
     redis: Redis,
     server: RedisServer,
     workers: Workers,
-    options: tuple[str, ...],
-    number: signal.Signals,
 ) -> None:
     project = cloud.project(100)
     cloud.latency(300)
@@ -134,7 +142,7 @@ async def test_a_worker_that_was_frozen_beyond_its_lease_touches_its_jobs_no_mor
 ) -> None:
     project = cloud.project(120)
     cloud.latency(200)
-    settings = settings_for(cloud, server.url, in_flight=10, lease_s=1)
+    settings = settings_for(cloud, server.url, in_flight=10, lease_s=1, resend_s=1)
     runs, env = Runs(redis, settings), environment(settings)
     first = workers.start(env)
     await workers.ready(first)
@@ -171,7 +179,9 @@ async def test_a_run_outlives_its_redis(
 ) -> None:
     project = cloud.project(120)
     cloud.latency(100)
-    settings = settings_for(cloud, own_server.url, in_flight=20, rate_limit=60)
+    settings = settings_for(
+        cloud, own_server.url, in_flight=20, rate_limit=60, lease_s=2, resend_s=1
+    )
     worker = workers.start(environment(settings))
     await workers.ready(worker)
     async with own_server.connected() as redis:

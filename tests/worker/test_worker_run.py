@@ -154,7 +154,9 @@ async def test_lost_messages_are_sent_again(
 ) -> None:
     project = cloud.project(60)
     cloud.latency(50)
-    settings = settings_for(cloud, server.url, worker_batches=1, in_flight=5, batch_size=10)
+    settings = settings_for(
+        cloud, server.url, worker_batches=1, in_flight=5, batch_size=10, resend_s=1
+    )
     runs = Runs(redis, settings)
     run_id = await runs.make(project.jobs(), verify=False)
     queue = KEY_PREFIX + queue_name(cloud.url)
@@ -302,7 +304,7 @@ async def test_what_the_cloud_asks_to_wait_is_waited_by_all_of_the_project_and_n
     cloud: Cloud, redis: Redis, server: RedisServer, retry_after: Callable[[], str]
 ) -> None:
     project, other = cloud.project(8), cloud.project(8)
-    settings = settings_for(cloud, server.url, inline_wait_s=5, rate_limit=20, lease_s=30)
+    settings = settings_for(cloud, server.url, inline_wait_s=5, rate_limit=20)
     runs = Runs(redis, settings)
     first = first_calls(
         1, lambda: refused(429, "APIG.0308", "slow down", Retry_After=retry_after())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import ssl
@@ -221,7 +220,7 @@ class ModelArtsClient:
         what = f"listing the nodes of pool {pool_name}"
         path = _pool_path(project_id, pool_name) + "/nodes"
         document = await self._read(what, project_id, path, LARGE_BODY)
-        return [Node.model_validate(raw) for raw in _items(document, what) if isinstance(raw, dict)]
+        return [Node.model_validate(raw) for raw in _objects(document, what)]
 
     async def list_workloads(self, project_id: str, pool_name: str) -> list[Workload]:
         """What runs in a pool, all pages of it.
@@ -234,13 +233,16 @@ class ModelArtsClient:
         what = f"listing the workloads of pool {pool_name}"
         path = _pool_path(project_id, pool_name) + "/workloads"
         found: list[Workload] = []
-        for offset in itertools.count(0, PAGE):
-            query = f"?limit={PAGE}&offset={offset}"
-            page = _items(await self._read(what, project_id, path + query, LARGE_BODY), what)
-            found += [Workload.model_validate(raw) for raw in page if isinstance(raw, dict)]
-            if len(page) < PAGE:
-                break
-        return found
+        while True:
+            query = f"?limit={PAGE}&offset={len(found)}"
+            document = await self._read(what, project_id, path + query, LARGE_BODY)
+            page = [Workload.model_validate(raw) for raw in _objects(document, what)]
+            found += page
+            total = document.get("total")
+            # The API may give smaller pages than were asked for, and says how many there are.
+            more = len(found) < total if isinstance(total, int) else len(page) == PAGE
+            if not page or not more:
+                return found
 
     async def monitor(
         self, project_id: str, pool_name: str, *, window: timedelta, period: timedelta
@@ -395,6 +397,13 @@ def _items(document: dict[str, Any], what: str) -> list[Any]:
     items = document.get("items")
     if not isinstance(items, list):
         raise _not_understood(what, "the answer holds no list of items")
+    return items
+
+
+def _objects(document: dict[str, Any], what: str) -> list[dict[str, Any]]:
+    items = _items(document, what)
+    if not all(isinstance(item, dict) for item in items):
+        raise _not_understood(what, "the list holds something that is not an object")
     return items
 
 
