@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from scheduler import notices
@@ -35,7 +36,10 @@ class Announcer:
         self.channels = channels
 
     async def expect(self, run_id: str, name: str, policy: Policy) -> None:
-        """A run is about to be made; its end will be told. Call it before the run is created."""
+        """The end of a run will be told. Best called before it is created: then none is missed.
+
+        Who makes a run again after being cut off may call it once the run's id is certain.
+        """
         if policy.notify:
             await self._watch.watch(run_id, policy.notify, policy=name)
 
@@ -54,6 +58,20 @@ class Announcer:
         elif swept.run.total:
             notice = notices.started(swept.run, project_pools=pools, freed=freed)
             await self._outbox.announce(policy.notify, self.channels, notice)
+
+    async def failed(
+        self, policy: Policy, name: str, project_id: str, night: datetime, reason: str
+    ) -> None:
+        """A sweep came to no run: its pools could not be listed, and the like.
+
+        Args:
+            policy, name: the policy.
+            project_id: the project.
+            night: when the sweep was due; an aware time.
+            reason: why, in a sentence.
+        """
+        notice = notices.not_swept(name, project_id, night, reason, at=datetime.now(UTC))
+        await self._outbox.announce(policy.notify, self.channels, notice)
 
     async def tell(self) -> None:
         """Send what is due, and look whether a watched run has ended.

@@ -9,105 +9,146 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
-from typing import TYPE_CHECKING, Any
+import signal
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
 
+import structlog
 from celery import Celery, signals
 from celery.beat import Scheduler
 from redis.exceptions import RedisError
 
-from scheduler import policy as policies
 from scheduler.announcer import Announcer
+from scheduler.policy_watch import PolicyWatch
 from scheduler.rota import STEP_S, Rota
 from scheduler.sweep import Office
-from worker import log
+from worker import log, process
+from worker.cancellation import cancel
+from worker.embedded_redis import EmbeddedRedisError
 from worker.ledger import Ledger
-from worker.process import join_redis
 from worker.projects import Directory
 from worker.redis_connection import connect
 from worker.settings import SettingsError, settings
+from worker.yaml_source import YamlError
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
-    from pathlib import Path
+    from worker.settings import Settings
+
+EXIT_USAGE = 2
+STOP_TIMEOUT_S = 2.0
+
+logger = structlog.get_logger(__name__)
 
 
-def policies_path() -> Path:
-    """The policy file that the settings name.
+def _end(error: Exception) -> NoReturn:
+    """A scheduler that cannot work says why, where Celery would print a traceback."""
+    sys.stderr.write(f"poolsweep: {error}\n")
+    raise SystemExit(EXIT_USAGE)
+
+
+def _read(config: Settings) -> tuple[PolicyWatch, Directory]:
+    """The policies, and how their projects are reached.
 
     Raises:
-        SettingsError: they name none.
+        SettingsError, YamlError: with these no night would run.
     """
-    path = settings().policies_file
-    if path is None:
+    if config.policies_file is None:
         raise SettingsError("POOLSWEEP_POLICIES_FILE: not set; accepted: the path of a policy file")
-    return path
+    watch = PolicyWatch(config.policies_file.absolute())
+    directory = Directory(config, watch.policies.projects)
+    for endpoint in directory.endpoints:
+        directory.check(endpoint)
+    return watch, directory
 
 
 class RotaScheduler(Scheduler):  # type: ignore[misc]
     """Celery beat's scheduler; it sends no tasks, since the rota starts the runs itself."""
 
     def setup_schedule(self) -> None:
-        """Read the policies and connect; called by beat when it starts.
-
-        Raises:
-            YamlError: the policy file is not as it must be.
-        """
-        join_redis()
-        path = policies_path()
-        policy_file = policies.load(path)
+        """Read the policies and connect; called by beat when it starts."""
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="rota", daemon=True)
-        self._thread.start()
-        self._rota = self._do(self._make(path, policy_file))
-
-    async def _make(self, path: Path, policy_file: policies.PolicyFile) -> Rota:
+        self._stop = asyncio.Event()
+        # Celery's handlers would close the scheduler in the middle of a step.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._loop.add_signal_handler(number, self._stop.set)
         config = settings()
+        try:
+            watch, directory = _read(config)
+            process.join_redis()
+        except (SettingsError, YamlError, EmbeddedRedisError) as error:
+            _end(error)
         self._redis = connect(config)
         ledger = Ledger(self._redis, retention_days=config.retention_days)
-        directory = Directory(config, policy_file.projects)
-        office = Office(directory, self._redis, ledger)
-        announcer = Announcer(self._redis, ledger, policy_file.notifications)
-        return Rota(office, announcer, path, policy_file)
+        announcer = Announcer(self._redis, ledger, watch.policies.notifications)
+        self._rota = Rota(Office(directory, self._redis, ledger), announcer, watch)
 
     def tick(self, *_: Any, **__: Any) -> float:
-        """One step. Returns the seconds until the next."""
-        self._do(self._rota.step())
-        return STEP_S
+        """One step, and the time until the next, in which sweeps go on. Ends beat if it is told to.
+
+        Returns:
+            The seconds that beat is to sleep: none.
+        """
+        self._loop.run_until_complete(self._turn())
+        if self._stop.is_set():
+            raise SystemExit
+        return 0.0
+
+    async def _turn(self) -> None:
+        stop, step = asyncio.create_task(self._stop.wait()), asyncio.create_task(self._step())
+        await asyncio.wait({stop, step}, return_when=asyncio.FIRST_COMPLETED)
+        await cancel(stop, step)
+
+    async def _step(self) -> None:
+        try:
+            await self._rota.step()
+        except Exception:
+            # The next step may well succeed; a scheduler that has gone helps nobody.
+            logger.exception("step_crashed")
+        await asyncio.sleep(STEP_S)
 
     def close(self) -> None:
-        """Let another scheduler lead; called by beat when it stops."""
-        with contextlib.suppress(RedisError):
-            self._do(self._close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(timeout=5)
+        """Let another scheduler lead; called by beat when it stops, perhaps twice."""
+        if self._loop.is_closed():
+            return
+        with contextlib.suppress(RedisError, TimeoutError):
+            self._loop.run_until_complete(self._close())
+        process.stop()
+        self._loop.close()
 
     async def _close(self) -> None:
-        await self._rota.close()
-        await self._redis.aclose()
-
-    def _do(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await self._rota.close()
+        finally:
+            await self._redis.aclose()
 
     @property
     def info(self) -> str:
         """What beat says of it when it starts."""
-        return f"    . policies -> {policies_path()}"
+        return f"    . policies -> {settings().policies_file}"
 
 
-app = Celery("poolsweep-scheduler", set_as_current=False)
-app.conf.update(
-    beat_scheduler=f"{__name__}:RotaScheduler",
-    beat_max_loop_interval=STEP_S,
-    worker_hijack_root_logger=False,
-)
+def _make() -> Celery:
+    try:
+        config = settings()
+        _read(config)  # a mistake is told before anything is started
+    except (SettingsError, YamlError) as error:
+        _end(error)
+    made = Celery("poolsweep-scheduler", set_as_current=False)
+    made.conf.update(
+        broker_url=config.broker_location,
+        beat_scheduler=f"{__name__}:RotaScheduler",
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+    )
+    return made
 
 
-@signals.beat_init.connect
-def _prepare(**_: Any) -> None:
-    log.configure(settings())
+app = _make()
 
 
 @signals.setup_logging.connect
-def _leave_logging_alone(**_: Any) -> None:
+def _set_up_logging(**_: Any) -> None:
     """That somebody listens keeps Celery from setting up logs of its own."""
+    log.configure(settings())

@@ -9,9 +9,10 @@ A JSON channel gets a POST whose body is one object:
     at          when it happened: ISO 8601, UTC
     text        one sentence for people
     details     of a run: what `poolsweep results --json` has under `run`, and `projects`;
+                of a sweep that failed before it had a run: `due_at`, `reason`;
                 of marks: `total`, and of the first 20 `pools`: pool_id, name, due_at, reason;
-                of both, where known: `freed` (nodes by flavor), `project_pools` (how many pools
-                the project has)
+                of runs and marks, where known: `freed` (nodes by flavor), `project_pools` (how
+                many pools the project has)
 
 More fields may come. The headers are `X-Poolsweep-Event` (as `event`), `X-Poolsweep-Delivery` (as
 `id`), and for a channel with a secret `X-Poolsweep-Signature: t=<unix seconds>,v1=<hex>`. To check
@@ -284,6 +285,34 @@ def lost(run_id: str, policy: str, at: datetime) -> Notice:
             "is not known; look at the project's pools in the cloud"
         ),
         details={"run_id": run_id},
+    )
+
+
+def not_swept(
+    policy: str, project_id: str, night: datetime, reason: str, *, at: datetime
+) -> Notice:
+    """A policy's night came to no run in a project: its pools could not be listed, and the like.
+
+    Args:
+        policy: the policy.
+        project_id: the project.
+        night: when the sweep was due; an aware time.
+        reason: why, in a sentence.
+        at: when that was seen; an aware time.
+    """
+    due_at = _moment(night)
+    why = printable(reason, _LONGEST_REASON).rstrip(".")
+    return Notice(
+        notice_id=f"{policy}:{project_id}:{due_at}:{Occasion.FAILED}",
+        occasion=Occasion.FAILED,
+        policy=policy,
+        project_id=project_id,
+        at=_moment(at),
+        text=_sentence(
+            f"{_subject(policy)}the sweep due at {due_at} in project {project_id} failed: {why}; "
+            "look with: poolsweep schedule"
+        ),
+        details={"due_at": due_at, "reason": why},
     )
 
 

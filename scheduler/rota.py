@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 import structlog
 from redis.exceptions import RedisError
 
-from scheduler import policy as policies
-from scheduler.almanac import Almanac, Night, NightState
+from scheduler.almanac import Almanac, Night, NightState, NotLeadingError
 from scheduler.nights import due, next_night
+from scheduler.review.records import moment
 from scheduler.sweep import carry_out, night_run_id, plan_policy
+from worker.cancellation import cancel
 from worker.leader import Leadership, process_name
 from worker.ledger import RunNotFoundError, RunState, Source, keys
 from worker.modelarts import ApiError, AuthError
@@ -26,14 +27,16 @@ from worker.settings import SettingsError
 from worker.yaml_source import YamlError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from scheduler.announcer import Announcer
     from scheduler.policy import Policy, PolicyFile
+    from scheduler.policy_watch import PolicyWatch
     from scheduler.sweep import Office, Swept
 
 LEADER_S = 5.0
 STEP_S = 1.0
+NOT_BEGUN = "it was not begun in time: no scheduler was running, or the night before still went on"
+NOT_ENDED = "it was begun and not ended, and no scheduler was running in time to go on with it"
+TAKEN_AWAY = "it was begun and not ended, and then the policy or its schedule was taken away"
 
 log = structlog.get_logger(__name__)
 
@@ -44,150 +47,215 @@ class Rota:
     Args:
         office: the connections.
         announcer: tells who wants to know.
-        path: the policy file; it is read again when it changes.
-        policy_file: what it holds now.
+        watch: the policy file.
     """
 
-    def __init__(
-        self, office: Office, announcer: Announcer, path: Path, policy_file: PolicyFile
-    ) -> None:
+    def __init__(self, office: Office, announcer: Announcer, watch: PolicyWatch) -> None:
         self._office = office
         self._announcer = announcer
-        self._path = path
-        self._file = policy_file
-        self._stamp = _stamp(path)
-        self._rejected = ""
-        self._almanac = Almanac(office.redis)
+        self._watch = watch
         self._name = process_name()
+        self._almanac = Almanac(office.redis, self._name)
         self._leadership = Leadership(office.redis, keys.SCHEDULER, self._name, ttl_s=LEADER_S)
-        self._led = False
+        self._led: bool | None = None
         self._sweeps: dict[str, asyncio.Task[None]] = {}
         self._telling: asyncio.Task[None] | None = None
 
     async def step(self) -> None:
         """Do what there is to do now. Called about once a second."""
-        self._read_again()
+        await self._read_again()
         try:
-            leads = await self._leadership.leads()
+            await self._lead()
+        except NotLeadingError:
+            await self._stand_by()
         except RedisError as error:
             log.warning("redis_unreachable", reason=str(error))
-            return
-        if leads != self._led:
-            log.info("scheduler_leads" if leads else "scheduler_stands_by", name=self._name)
-            self._led = leads
-        if not leads:
-            return
-        try:
-            for name, policy in self._file.policies.items():
-                await self._look_at(name, policy)
-            await self._almanac.say(self._state())
-        except RedisError as error:
-            log.warning("redis_unreachable", reason=str(error))
+
+    async def close(self) -> None:
+        """Stop, and let another lead. A sweep under way is done again by the next leader.
+
+        Raises:
+            RedisError: the lead ends by itself in a few seconds.
+        """
+        await self._drop_work()
+        if self._led:
+            await self._almanac.fall_silent()
+        await self._leadership.resign()
+
+    async def _lead(self) -> None:
+        """A step of the leader.
+
+        Raises:
+            NotLeadingError: another leads.
+            RedisError: the next step goes on.
+        """
+        if not await self._leadership.leads():
+            raise NotLeadingError
+        if not self._led:
+            log.info("scheduler_leads", name=self._name)
+            self._led = True
+        scheduled = {
+            name: policy
+            for name, policy in self._watch.policies.policies.items()
+            if policy.schedule is not None
+        }
+        for name, policy in scheduled.items():
+            try:
+                if name not in self._sweeps:
+                    await self._look_at(name, policy, policy.schedule or "")
+            except (NotLeadingError, RedisError):
+                raise
+            except Exception:
+                # One policy's trouble, such as a record that cannot be read, is not the others'.
+                log.exception("policy_crashed", policy=name)
+        # One that comes back later is new: its nights until then were nobody's.
+        for name in await self._almanac.policies() - scheduled.keys() - self._sweeps.keys():
+            await self._forget(name)
+        await self._almanac.say(self._state())
         if self._telling is None or self._telling.done():
             self._telling = asyncio.create_task(self._tell())
 
-    async def close(self) -> None:
-        """Stop, and let another lead. A sweep under way is done again by the next leader."""
-        under_way = [*self._sweeps.values(), *([self._telling] if self._telling else [])]
-        for task in under_way:
-            task.cancel()
-        await asyncio.gather(*under_way, return_exceptions=True)
-        await self._leadership.resign()
+    async def _stand_by(self) -> None:
+        """Another leads: it goes on with what was begun here."""
+        await self._drop_work()
+        if self._led is not False:
+            log.info("scheduler_stands_by", name=self._name)
+            self._led = False
+
+    async def _drop_work(self) -> None:
+        await cancel(*self._sweeps.values(), *([self._telling] if self._telling else []))
 
     def _state(self) -> dict[str, object]:
+        now = datetime.now(UTC)
+        nights = next_nights(self._watch.policies, now)
         return {
             "leader": self._name,
-            "path": str(self._path),
-            "policies": sorted(self._file.policies),
-            "rejected": self._rejected,
-            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "path": str(self._watch.path),
+            "next": {name: moment(at) for name, at in nights.items()},
+            "rejected": self._watch.rejected,
+            "at": moment(now),
         }
 
-    def _read_again(self) -> None:
-        stamp = _stamp(self._path)
-        if stamp == self._stamp:
-            return
-        self._stamp = stamp
+    async def _read_again(self) -> None:
+        path = str(self._watch.path)
         try:
-            self._file = policies.load(self._path)
+            changed = await asyncio.to_thread(self._watch.look)
         except YamlError as error:
-            self._rejected = str(error)
-            log.error("policies_rejected", path=str(self._path), reasons=error.sentences)
-        else:
-            self._rejected = ""
-            directory = Directory(self._office.directory.settings, self._file.projects)
+            log.error("policies_rejected", path=path, reasons=error.sentences)
+            return
+        if changed:
+            found = self._watch.policies
+            directory = Directory(self._office.directory.settings, found.projects)
             self._office = replace(self._office, directory=directory)
-            self._announcer.channels = self._file.notifications
-            log.info("policies_read", path=str(self._path), policies=sorted(self._file.policies))
+            self._announcer.channels = found.notifications
+            log.info("policies_read", path=path, policies=sorted(found.policies))
 
-    async def _look_at(self, name: str, policy: Policy) -> None:
-        if policy.schedule is None or name in self._sweeps:
-            return
+    async def _look_at(self, name: str, policy: Policy, schedule: str) -> None:
+        """Begin what is due of a policy, and record what was missed."""
         now = datetime.now(UTC)
+        by = f"{schedule} {policy.timezone}"
         last = await self._almanac.last(name)
-        if last is None:
-            # A new policy's nights begin now; those before it are nobody's.
-            await self._almanac.put(Night(name, now, NightState.WATCHED))
+        if last is not None and last.state is NightState.STARTED:
+            if now - last.at <= policy.catch_up:
+                log.warning("night_resumed", policy=name, night=last.at.isoformat())
+                self._begin(last, policy)
+            else:
+                await self._miss([replace(last, state=NightState.MISSED, note=NOT_ENDED)])
             return
-        if last.state is NightState.STARTED and now - last.at <= policy.catch_up:
-            log.warning("night_resumed", policy=name, night=last.at.isoformat())
-            self._begin(last, policy)
+        if last is None or last.schedule != by:
+            # A new schedule's nights begin now; those before it are nobody's.
+            await self._almanac.put(Night(name, now, NightState.WATCHED, by))
             return
-        found = due(
-            policy.schedule, policy.zone, handled=last.at, now=now, catch_up=policy.catch_up
-        )
-        missed = [
-            Night(name, at, NightState.MISSED, note="no scheduler was running in time")
-            for at in found.missed
-        ]
-        for night in missed:
-            log.warning("night_missed", policy=name, night=night.at.isoformat())
-        await self._almanac.file(missed)
+        found = due(schedule, policy.zone, handled=last.at, now=now, catch_up=policy.catch_up)
+        missed = [Night(name, at, NightState.MISSED, by, note=NOT_BEGUN) for at in found.missed]
+        if missed:
+            await self._miss(missed)
         if found.run is not None:
-            night = Night(name, found.run, NightState.STARTED)
+            night = Night(name, found.run, NightState.STARTED, by)
             await self._almanac.put(night)
             self._begin(night, policy)
-        elif missed:
-            await self._almanac.put(missed[-1])
+
+    async def _forget(self, name: str) -> None:
+        last = await self._almanac.last(name)
+        if last is not None and last.state is NightState.STARTED:
+            await self._miss([replace(last, state=NightState.MISSED, note=TAKEN_AWAY)])
+        await self._almanac.forget(name)
+
+    async def _miss(self, nights: list[Night]) -> None:
+        await self._almanac.put(nights[-1], nights)
+        for night in nights:
+            at = night.at.isoformat()
+            log.warning("night_missed", policy=night.policy, night=at, reason=night.note)
 
     def _begin(self, night: Night, policy: Policy) -> None:
-        task = asyncio.create_task(self._night(night, policy))
+        # The policies as they are now: a change does not reach into a night that has begun.
+        work = self._night(night, policy, self._watch.policies, self._office)
+        task = asyncio.create_task(work)
         self._sweeps[night.policy] = task
         task.add_done_callback(lambda _: self._sweeps.pop(night.policy, None))
 
-    async def _night(self, night: Night, policy: Policy) -> None:
-        log.info("night_started", policy=night.policy, night=night.at.isoformat())
+    async def _night(
+        self, night: Night, policy: Policy, policy_file: PolicyFile, office: Office
+    ) -> None:
+        """Carry a night out. If that is cut short it stays as started, and is begun again."""
+        event = log.bind(policy=night.policy, night=night.at.isoformat())
+        event.info("night_started")
+        try:
+            done = await self._sweep_all(night, policy, policy_file, office)
+            await self._almanac.put(done, [done])
+        except RedisError as error:
+            event.warning("redis_unreachable", reason=str(error))
+        except (NotLeadingError, RunNotFoundError):
+            event.warning("night_left_to_another")
+        except Exception:
+            event.exception("night_crashed")
+        else:
+            event.info("night_done", state=str(done.state), runs=done.runs)
+
+    async def _sweep_all(
+        self, night: Night, policy: Policy, policy_file: PolicyFile, office: Office
+    ) -> Night:
+        """Sweep each project of a night. Returns the night as it ended.
+
+        Raises:
+            NotLeadingError, RunNotFoundError: another scheduler carries it out.
+            RedisError: it is to be done again.
+        """
         runs: dict[str, str] = {}
         notes: list[str] = []
+        state = NightState.DONE
         for project in policy.projects:
-            project_id = self._file.projects[project].id
+            project_id = policy_file.projects[project].id
             try:
-                swept = await self._sweep(night, policy, project_id)
-            except (ApiError, AuthError, SettingsError, RunNotFoundError) as error:
-                log.error("sweep_failed", policy=night.policy, project=project, reason=str(error))
-                notes.append(f"{project}: {error}")
-            except RedisError as error:
-                # The night stays as started, so it is done again when Redis is back.
-                log.warning("redis_unreachable", reason=str(error))
-                return
+                swept = await self._sweep(night, policy, project_id, office)
+            except (NotLeadingError, RunNotFoundError, RedisError):
+                raise
             except Exception as error:
-                log.exception("sweep_crashed", policy=night.policy, project=project)
-                notes.append(f"{project}: internal error: {type(error).__name__}")
+                event = log.bind(policy=night.policy, project=project)
+                if isinstance(error, ApiError | AuthError | SettingsError):
+                    reason = str(error)
+                    event.error("sweep_failed", reason=reason)
+                else:
+                    reason = f"internal error: {type(error).__name__}"
+                    event.exception("sweep_failed", reason=reason)
+                state = NightState.FAILED
+                notes.append(f"{project}: {reason}")
+                await self._announcer.failed(policy, night.policy, project_id, night.at, reason)
             else:
                 runs[project_id] = swept.run.run_id
+                await self._announce(night.policy, policy, swept)
                 if swept.run.state is RunState.BRAKED:
                     notes.append(f"{project}: braked: {swept.run.note}")
-        done = night.done(runs, "; ".join(notes))
-        await self._almanac.put(done)
-        await self._almanac.file([done])
-        log.info("night_done", policy=night.policy, night=night.at.isoformat(), runs=runs)
+        return replace(night, state=state, runs=runs, note="; ".join(notes))
 
-    async def _sweep(self, night: Night, policy: Policy, project_id: str) -> Swept:
+    async def _sweep(self, night: Night, policy: Policy, project_id: str, office: Office) -> Swept:
         run_id = night_run_id(night.policy, project_id, night.at)
-        await self._announcer.expect(run_id, night.policy, policy)
-        plan = await plan_policy(self._office, policy, project_id, datetime.now(UTC))
+        plan = await plan_policy(office, policy, project_id, datetime.now(UTC))
+        # Planning takes its time, in which this process may have been paused.
+        if not await self._leadership.leads():
+            raise NotLeadingError
         swept = await carry_out(
-            self._office,
+            office,
             night.policy,
             policy,
             plan,
@@ -195,8 +263,25 @@ class Rota:
             requester=f"policy {night.policy}",
             run_id=run_id,
         )
-        await self._announcer.swept(policy, swept)
+        if swept.run.state is RunState.ABORTED:
+            raise RunNotFoundError(swept.run.run_id)
         return swept
+
+    async def _announce(self, name: str, policy: Policy, swept: Swept) -> None:
+        """Have a sweep told; what goes wrong here is no failure of the sweep.
+
+        Raises:
+            RedisError: it is to be told again.
+        """
+        try:
+            # Not before: a half-made run is made again by another id, and only that one is told.
+            if swept.run.total:  # a night with nothing to delete is no news
+                await self._announcer.expect(swept.run.run_id, name, policy)
+            await self._announcer.swept(policy, swept)
+        except RedisError:
+            raise
+        except Exception:
+            log.exception("announcement_crashed", policy=name)
 
     async def _tell(self) -> None:
         try:
@@ -214,12 +299,3 @@ def next_nights(policy_file: PolicyFile, now: datetime) -> dict[str, datetime]:
         for name, policy in policy_file.policies.items()
         if policy.schedule is not None
     }
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    """What changes when a file does; None: it is not there."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import sys
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,7 +19,15 @@ from scheduler.cli.attendance import Attendance
 from scheduler.cli.delete import EXIT_FAILURES, show_end
 from scheduler.cli.errors import UsageError
 from scheduler.cli.progress import follow
-from scheduler.cli.session import open_ledger, remark, requester, say, stdout
+from scheduler.cli.session import (
+    heed_interrupt,
+    open_ledger,
+    remark,
+    requester,
+    say,
+    stdout,
+)
+from scheduler.durations import format_duration
 from scheduler.review import tables
 from scheduler.sweep import Office, carry_out, plan_policy
 from worker.ledger import JobState, RunState, Source, new_run_id
@@ -58,7 +67,8 @@ def check(path: File = None) -> None:
     """Validate a policy file: every mistake at once, each with its line."""
     path = policies_path(path)
     found = policy.load(path)
-    say(f"{path}: {len(found.policies)} policies for {len(found.projects)} projects; no mistake")
+    counts = f"policies: {len(found.policies)}, projects: {len(found.projects)}"
+    say(f"{path}: no mistake; {counts}")
 
 
 @policy_app.command()
@@ -71,6 +81,9 @@ def plan(
     path: File = None,
     only: Only = None,
     price_file: PriceFile = None,
+    kept: Annotated[
+        bool, typer.Option("--kept", help="List the pools to keep too, each with the reason.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object, which `sweep --plan` carries out.")
     ] = False,
@@ -80,7 +93,7 @@ def plan(
     policy_file = policy.load(path)
     chosen = choose(policy_file, only)
     known = None if price_file is None else prices.load(price_file)
-    asyncio.run(_plan(settings(), policy_file, chosen, known, as_json))
+    asyncio.run(_plan(settings(), policy_file, chosen, known, kept, as_json))
 
 
 async def _plan(
@@ -88,6 +101,7 @@ async def _plan(
     policy_file: PolicyFile,
     chosen: dict[str, Policy],
     known: Prices | None,
+    kept: bool,
     as_json: bool,
 ) -> None:
     async with office_of(config, policy_file) as office:
@@ -97,7 +111,8 @@ async def _plan(
         sys.stdout.write(plan_file.dumps(records))
         return
     for name, each in plans:
-        show_plan(name, each, known)
+        show_plan(name, each, known, kept=kept)
+        _show_grace(chosen[name], each)
     say("Plan only: nothing was deleted. `poolsweep sweep` carries it out.")
 
 
@@ -121,9 +136,10 @@ def sweep(
     policy_file = policy.load(path)
     known = None if price_file is None else prices.load(price_file)
     records = None if saved is None else plan_file.load(saved, datetime.now(UTC))
-    if records is not None:
-        only = only or [record.policy for record in records]
     chosen = choose(policy_file, only)
+    if records is not None:
+        records = [record for record in records if not only or record.policy in only]
+        chosen = _planned(policy_file, chosen, records, only or ())
     code = asyncio.run(_sweep(settings(), path, policy_file, chosen, known, records, yes, wait))
     if code:
         raise typer.Exit(code)
@@ -143,26 +159,48 @@ async def _sweep(
     async with office_of(config, policy_file) as office:
         plans = await _plan_all(office, policy_file, chosen)
         if records is not None:
-            plans = [(name, _as_saved(each, _record(records, name, each))) for name, each in plans]
+            plans = [
+                (name, _as_saved(each, record))
+                for name, each in plans
+                if (record := _record(records, name, each))
+            ]
         for name, each in plans:
             show_plan(name, each, known)
+            _show_grace(chosen[name], each)
         total = sum(len(each.deletions) for _, each in plans)
-        if not yes and total and not _confirmed(total):
+        marks = any(chosen[name].grace is not None for name, each in plans if each.deletions)
+        if not yes and total and not await _confirmed(total, marks=marks):
             return 0
+        heed_interrupt()
         announcer = Announcer(office.redis, office.ledger, policy_file.notifications)
+        code = 0
         with contextlib.ExitStack() as stack:
-            # An interrupted maker would leave half a run: this much is always brought to its end.
-            making = asyncio.create_task(_carry_out_all(office, announcer, chosen, plans))
-            try:
-                swept = await asyncio.shield(making)
-                code = await _see_through(office, path, swept, stack, wait)
-            except asyncio.CancelledError:
-                for found in await making:
-                    if not found.run.ended:
-                        remark(f"Interrupted. See it with: poolsweep results {found.run.run_id}")
-                raise
-            await announcer.tell()
-            return code
+            for some in _rounds(plans) if wait else [plans]:
+                # An interrupted maker would leave half a run: this is always brought to its end.
+                making = asyncio.create_task(_carry_out_all(office, announcer, chosen, some))
+                try:
+                    swept = await asyncio.shield(making)
+                    code = max(code, await _see_through(office, path, swept, stack, wait))
+                except asyncio.CancelledError:
+                    for found in await making:
+                        if not found.run.ended:
+                            run_id = found.run.run_id
+                            remark(f"Interrupted. See it with: poolsweep results {run_id}")
+                    raise
+                await announcer.tell()
+        return code
+
+
+def _rounds(plans: Sequence[tuple[str, Plan]]) -> list[list[tuple[str, Plan]]]:
+    """Plans sorted into rounds with one plan for each project: its runs must not overlap."""
+    rounds: list[list[tuple[str, Plan]]] = []
+    times: Counter[str] = Counter()
+    for name, each in plans:
+        if times[each.project_id] == len(rounds):
+            rounds.append([])
+        rounds[times[each.project_id]].append((name, each))
+        times[each.project_id] += 1
+    return rounds
 
 
 async def _carry_out_all(
@@ -203,36 +241,74 @@ async def _see_through(
             say(f"Braked, nothing was deleted: {run.note}")
             say(f"It is recorded as run {run.run_id}")
             code = EXIT_BRAKED
-        elif run.total and not wait:
-            say(run.run_id)
         elif run.total:
             attendance = Attendance(
                 office.directory.settings,
                 office.redis,
                 endpoint=run.endpoint,
-                may_start=True,
+                may_start=wait,
                 stack=stack,
                 projects_file=path,
             )
+            if not wait:
+                await attendance()
+                say(run.run_id)
+                continue
             ended = await follow(office.ledger, run.run_id, attendance)
             await show_end(office.ledger, ended)
             if ended.braked_ms:
                 code = EXIT_BRAKED
             elif ended.counts[JobState.FAILED]:
-                code = code or EXIT_FAILURES
+                code = max(code, EXIT_FAILURES)
     return code
 
 
-def _confirmed(total: int) -> bool:
+async def _confirmed(total: int, *, marks: bool) -> bool:
     """Whether the user types the number of deletions."""
     if not sys.stdin.isatty():
         say("Preview only: nothing was deleted. Add --yes to delete.")
         return False
-    say(f"This deletes {total} pools for good. Type {total} to go on, anything else to stop.")
-    if sys.stdin.readline().strip() == str(total):
+    what = f"deletes {total} pools"
+    if marks:
+        what = f"marks {total} pools, or deletes those whose grace is over,"
+    say(f"This {what} for good. Type {total} to go on, anything else to stop.")
+    if (await _typed()).strip() == str(total):
         return True
     say("Stopped: nothing was deleted.")
     return False
+
+
+async def _typed() -> str:
+    """The line that is typed next. Waits for it without blocking, so that Ctrl-C is heeded."""
+    loop, ready = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(sys.stdin.fileno(), ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(sys.stdin.fileno())
+    return sys.stdin.readline()
+
+
+def _planned(
+    policy_file: PolicyFile,
+    chosen: dict[str, Policy],
+    records: Sequence[PlanRecord],
+    only: Sequence[str],
+) -> dict[str, Policy]:
+    """The policies that saved plans are of, if the policy file still has all of them."""
+    planned = {record.policy for record in records}
+    for name in only:
+        if name not in planned:
+            raise UsageError(f"--only: policy {name!r} is not in the saved plan.")
+    chosen = {name: each for name, each in chosen.items() if name in planned}
+    for record in records:
+        names = chosen[record.policy].projects if record.policy in chosen else ()
+        if record.project_id not in {policy_file.projects[name].id for name in names}:
+            raise UsageError(
+                f"--plan: it has policy {record.policy!r} for project {record.project_id}, and "
+                "the policy file has not; make a new plan with `poolsweep plan --json`."
+            )
+    return chosen
 
 
 def _record(records: Sequence[PlanRecord], name: str, fresh: Plan) -> PlanRecord | None:
@@ -243,10 +319,8 @@ def _record(records: Sequence[PlanRecord], name: str, fresh: Plan) -> PlanRecord
     return None
 
 
-def _as_saved(fresh: Plan, saved: PlanRecord | None) -> Plan:
+def _as_saved(fresh: Plan, saved: PlanRecord) -> Plan:
     """A fresh plan, cut to exactly the deletions of a saved one."""
-    if saved is None:
-        return fresh.only((), lambda _: "not in the saved plan")
     if saved.endpoint != fresh.endpoint:
         raise UsageError(
             f"--plan: it was made for {saved.endpoint}, and the policy file says {fresh.endpoint}."
@@ -266,19 +340,24 @@ def _as_saved(fresh: Plan, saved: PlanRecord | None) -> Plan:
     return fresh.only(chosen, lambda _: "not in the saved plan")
 
 
-def show_plan(name: str, each: Plan, known: Prices | None, *, brief: bool = False) -> None:
+def show_plan(
+    name: str, each: Plan, known: Prices | None, *, kept: bool = False, brief: bool = False
+) -> None:
     """A plan as a table, with its totals.
 
     Args:
         name: the policy.
         each: its plan over one project.
         known: what nodes cost; None: not known.
+        kept: list the pools to keep too, instead of counting them by reason.
         brief: leave out the table of the pools to delete.
     """
     say(f"Policy {name}, project {each.project_id} at {each.endpoint}:")
-    if each.deletions and not brief:
+    if kept and each.decisions:
+        stdout.print(tables.decisions([*each.deletions, *each.refusals], each.at))
+    elif each.deletions and not brief:
         stdout.print(tables.decisions(each.deletions, each.at))
-    if each.refusals:
+    if each.refusals and not kept:
         say("Kept, and why:")
         stdout.print(tables.kept(each.refusals))
     freed = plan_file.freed_by(each.decisions, known)
@@ -289,8 +368,18 @@ def show_plan(name: str, each: Plan, known: Prices | None, *, brief: bool = Fals
     if freed.money_per_day is not None:
         text += f", {freed.money_per_day:,.2f} {freed.currency} a day"
     say(text)
+    if unpriced := known.per_day(freed.nodes)[1] if known else []:
+        say(f"Not in the money, for want of a price: {', '.join(unpriced)}")
     if each.unreadable:
         say(f"{each.unreadable} pools of the project could not be read; they stay.")
+
+
+def _show_grace(each: Policy, found: Plan) -> None:
+    if each.grace is not None and found.deletions:
+        say(
+            f"Its grace is {format_duration(each.grace)}: a pool is marked first, and deleted only "
+            "if it still matches when that is over; see `poolsweep marks`."
+        )
 
 
 async def _plan_all(

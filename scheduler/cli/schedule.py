@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scheduler import policy
-from scheduler.almanac import Almanac, Night
+from scheduler.almanac import Almanac, Night, NightState
 from scheduler.cli.policies import File, policies_path
 from scheduler.cli.session import open_ledger, say, stdout
 from scheduler.cli.worker import end_with_stdin
@@ -21,9 +21,11 @@ from scheduler.review import records, tables
 from scheduler.rota import next_nights
 from worker.ledger import RunNotFoundError
 from worker.settings import ENV_PREFIX, settings
+from worker.yaml_source import YamlError
 
 if TYPE_CHECKING:
-    from scheduler.policy import PolicyFile
+    from pathlib import Path
+
     from worker.ledger import Ledger
 
 
@@ -34,44 +36,59 @@ def scheduler(
     ] = False,
 ) -> None:
     """Run the policies' schedules until stopped: the same as `celery -A scheduler.beat beat`."""
-    path = policies_path(path)
-    policy.load(path)  # a mistake is told before anything is started
-    os.environ[f"{ENV_PREFIX}POLICIES_FILE"] = str(path.absolute())
+    os.environ[f"{ENV_PREFIX}POLICIES_FILE"] = str(policies_path(path).absolute())
     settings.cache_clear()
     if exit_with_stdin:
         threading.Thread(target=end_with_stdin, daemon=True).start()
     from scheduler.beat import app
 
-    app.start(["--quiet", "beat", "--loglevel", settings().log_level, "--pidfile="])
+    app.start(["--quiet", "beat"])
 
 
 def schedule(
     path: File = None,
-    as_json: Annotated[bool, typer.Option("--json", help="A JSON list.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON object.")] = False,
 ) -> None:
     """List each policy's next night, and what came of its last ones."""
-    policy_file = policy.load(policies_path(path))
-    asyncio.run(_schedule(policy_file, as_json))
+    asyncio.run(_schedule(policies_path(path), as_json))
 
 
-async def _schedule(policy_file: PolicyFile, as_json: bool) -> None:
+async def _schedule(path: Path, as_json: bool) -> None:
     async with open_ledger(settings()) as (redis, ledger):
         almanac = Almanac(redis)
         leader = await almanac.said()
-        rows: list[dict[str, Any]] = []
-        for name, night in next_nights(policy_file, datetime.now(UTC)).items():
-            past = [await _told(ledger, each) for each in await almanac.past(name)]
-            rows.append({"policy": name, "next": records.moment(night), "past": past})
+        rejected = leader["rejected"] if leader else ""
+        try:
+            found = next_nights(policy.load(path), datetime.now(UTC))
+            coming = {name: records.moment(at) for name, at in found.items()}
+        except YamlError as error:
+            if leader is None:
+                raise
+            rejected = str(error)
+            # The scheduler goes by the policies that it read before.
+            coming = leader["next"]
+        rows = [
+            {"policy": name, "next": at, "past": await _past(almanac, ledger, name)}
+            for name, at in coming.items()
+        ]
     if as_json:
-        document = {"leader": leader, "policies": rows}
+        document = {"leader": leader, "rejected": rejected, "policies": rows}
         sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=1) + "\n")
         return
     stdout.print(tables.schedule(rows))
     if leader is None:
         say("No scheduler is running: start one with `poolsweep scheduler`.")
-    elif leader["rejected"]:
-        say("The policy file as it is now was rejected; the scheduler goes by the one before:")
-        say(leader["rejected"])
+    if rejected:
+        say("The policy file as it is now is rejected; the scheduler goes by the one before:")
+        say(rejected)
+
+
+async def _past(almanac: Almanac, ledger: Ledger, name: str) -> list[dict[str, Any]]:
+    """The latest nights of a policy, newest first, with the one under way."""
+    last, past = await almanac.last(name), await almanac.past(name)
+    if last is not None and last.state is NightState.STARTED:
+        past.insert(0, last)
+    return [await _told(ledger, night) for night in past]
 
 
 async def _told(ledger: Ledger, night: Night) -> dict[str, Any]:

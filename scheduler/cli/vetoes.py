@@ -68,7 +68,8 @@ async def _keep(veto: Veto, release: bool) -> None:
         vetoes = Vetoes(redis, endpoint)
         if not release:
             await vetoes.put(veto)
-            say(f"{veto.pool_id}: {veto}")
+            # Named because a project may have an endpoint of its own in a file not read here.
+            say(f"{veto.pool_id} at {endpoint}: {veto}")
         elif await vetoes.take_back(veto.project_id, veto.pool_id):
             say(f"{veto.pool_id}: kept no longer")
         else:

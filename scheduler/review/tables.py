@@ -194,7 +194,7 @@ def kept(rows: Iterable[Decision]) -> Table:
     """How many pools stay, by reason."""
     table = Table("kept", "why", show_header=False, box=None)
     table.columns[0].justify = "right"
-    reasons = Counter(row.reason.split(":")[0] for row in rows)
+    reasons = Counter(row.reason.split(": ")[0] for row in rows)
     for reason, count in reasons.most_common():
         table.add_row(str(count), escape(reason))
     return table
