@@ -120,14 +120,21 @@ class Cloud:
         for member in generate(config, datetime.now(UTC)):
             self._put(SandboxPool(member))
 
-    def add(self, project_id: str, document: dict[str, Any]) -> SandboxPool:
+    def add(
+        self,
+        project_id: str,
+        document: dict[str, Any],
+        category: Category = Category.UNTAGGED,
+        behaviour: Behaviour = Behaviour.NORMAL,
+    ) -> SandboxPool:
         """Put a pool into a project, in place of one with the same name.
 
         Args:
             project_id: a project that there is.
             document: the pool; it may lack anything but its name.
+            category, behaviour: what it is an example of.
         """
-        pool = SandboxPool(Member(project_id, Category.UNTAGGED, Behaviour.NORMAL, document))
+        pool = SandboxPool(Member(project_id, category, behaviour, document))
         self._put(pool)
         return pool
 

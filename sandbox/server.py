@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from sandbox.cloud import NOT_FOUND, Cloud, Reply, SandboxPool, refusal
 from sandbox.config import Faults, SandboxConfig
-from sandbox.fleet import Category
+from sandbox.fleet import Behaviour, Category
 from sandbox.signing import Keys, signature_fault
 
 if TYPE_CHECKING:
@@ -357,7 +357,13 @@ class SandboxServer:
         project = request.match_info["project"]
         if project not in self.cloud.projects:
             return web.json_response({"error": "no such project"}, status=404)
-        return _response(Reply(201, self.cloud.add(project, await request.json()).text))
+        try:
+            category = Category(request.query.get("category", Category.UNTAGGED))
+            behaviour = Behaviour(request.query.get("behaviour", Behaviour.NORMAL))
+        except ValueError as error:
+            return web.json_response({"error": str(error)}, status=400)
+        pool = self.cloud.add(project, await request.json(), category, behaviour)
+        return _response(Reply(201, pool.text))
 
 
 def _response(reply: Reply) -> web.Response:

@@ -15,6 +15,7 @@ from worker.deletion import Lease
 from worker.inventory import FEW
 from worker.leader import process_name
 from worker.ledger import Attempt, JobState, Move, RunNotFoundError
+from worker.pause import LOOK_S
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -131,11 +132,12 @@ class Executor:
         }
         keeper = asyncio.create_task(self._keep(lease, tasks))
         draining = asyncio.ensure_future(self._draining.wait())
+        cancelled = asyncio.create_task(self._cancelled(lease.run_id))
         finished = asyncio.gather(*tasks.values(), return_exceptions=True)
-        either: set[asyncio.Future[Any]] = {finished, draining}
+        any_of: set[asyncio.Future[Any]] = {finished, draining, cancelled}
         try:
             await asyncio.wait(
-                either,
+                any_of,
                 timeout=self._settings.batch_max_s,
                 return_when=asyncio.FIRST_COMPLETED,
             )
@@ -149,10 +151,24 @@ class Executor:
             results = await finished
         finally:
             draining.cancel()
-            await cancel(keeper)
+            await cancel(keeper, cancelled)
         for error in {repr(result): result for result in results}.values():
             if isinstance(error, Exception) and not isinstance(error, asyncio.CancelledError):
                 log.error("jobs_interrupted", run_id=lease.run_id, reason=str(error))
+
+    async def _cancelled(self, run_id: str) -> None:
+        """Wait until the run is cancelled, by somebody or by its brakes.
+
+        Its jobs that wait here for the rate limit have not been called yet: given back, they are
+        cancelled too.
+        """
+        while True:
+            await asyncio.sleep(LOOK_S)
+            try:
+                if (await self._ledger.run(run_id)).cancelled_ms:
+                    return
+            except RedisError as error:
+                log.warning("redis_unreachable", run_id=run_id, reason=str(error))
 
     async def _keep(self, lease: Lease, tasks: dict[int, asyncio.Task[None]]) -> None:
         """Renew the lease until cancelled; stop what it no longer covers."""
