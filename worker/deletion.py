@@ -45,6 +45,7 @@ class Lease:
         owner: the fence: the ledger accepts moves of these jobs from this owner alone.
         valid_until: when it runs out unless renewed, in seconds of the event loop's clock.
         claimed_ms: when it began, in ms of the ledger's clock.
+        planned_ms: when its run was made, by the same clock.
         held: the jobs that are neither ended nor given back.
         calling: since when (ms since the epoch) a job's DELETE is under way.
         closing: whether the batch is to end soon, so that nothing is tried again within it.
@@ -54,6 +55,7 @@ class Lease:
     owner: str
     valid_until: float
     claimed_ms: int
+    planned_ms: int
     held: set[int] = field(default_factory=set)
     calling: dict[int, int] = field(default_factory=dict)
     closing: bool = False
@@ -129,6 +131,7 @@ class Deleter:
             ledger's.
         blocked_wait_s: seconds until a pool that waits for its sub-pools is looked at again.
         verify_deadline_s: how long a deletion may take in the cloud.
+        plan_max_age_s: a job whose run was made longer ago is not called any more.
     """
 
     def __init__(
@@ -144,6 +147,7 @@ class Deleter:
         inline_wait_s: float,
         blocked_wait_s: float,
         verify_deadline_s: float,
+        plan_max_age_s: float,
     ) -> None:
         self._client = client
         self._inventory = inventory
@@ -155,6 +159,7 @@ class Deleter:
         self._inline_wait_s = inline_wait_s
         self._blocked_wait_s = blocked_wait_s
         self._verify_deadline_s = verify_deadline_s
+        self._plan_max_age_s = plan_max_age_s
 
     async def delete(self, job: Job, lease: Lease, *, alone: bool) -> None:
         """Bring a leased job to its next state, and record it.
@@ -197,6 +202,10 @@ class _Task:
         )
 
     async def run(self) -> None:
+        age_s = (self._lease.claimed_ms - self._lease.planned_ms) / 1000
+        if self._job.fingerprint and age_s > self._deleter._plan_max_age_s:
+            reason = f"its plan is {age_s / 3600:.1f} h old: plan anew"
+            return await self._move(JobState.SKIPPED, reason)
         while True:
             try:
                 self._heed_pause()

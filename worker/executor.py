@@ -102,6 +102,7 @@ class Executor:
             owner=owner,
             valid_until=asyncio.get_running_loop().time() + settings.lease_s,
             claimed_ms=await self._ledger.now_ms(),
+            planned_ms=run.created_ms,
         )
         jobs = await self._ledger.claim(run_id, numbers, owner=owner, lease_s=settings.lease_s)
         log.info("batch_claimed", run_id=run_id, asked=len(numbers), claimed=len(jobs))
@@ -167,6 +168,8 @@ class Executor:
             try:
                 if (await self._ledger.run(run_id)).cancelled_ms:
                     return
+            except RunNotFoundError:
+                return
             except RedisError as error:
                 log.warning("redis_unreachable", run_id=run_id, reason=str(error))
 

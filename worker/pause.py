@@ -77,7 +77,7 @@ def _read(scope: str, text: str) -> Pause:
     try:
         by, reason, at_ms = json.loads(text)
         return Pause(scope, str(by), str(reason), int(at_ms))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         # Whoever wrote it by hand meant to stop something.
         return Pause(scope, "somebody", "", 0)
 
@@ -132,4 +132,7 @@ class PauseWatch:
                 await self.look()
             except RedisError as error:
                 log.warning("redis_unreachable", reason=str(error))
+            except Exception:
+                # A defect, or what no client of ours wrote, must not end the watch.
+                log.exception("pause_watch_crashed")
             await asyncio.sleep(LOOK_S)

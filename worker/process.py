@@ -126,6 +126,7 @@ class WorkerProcess:
             inline_wait_s=config.inline_wait_s,
             blocked_wait_s=config.verify_interval_s,
             verify_deadline_s=config.verify_deadline_s,
+            plan_max_age_s=config.plan_max_age_s,
         )
         self._clients.append(client)
         self._reconcilers.append(reconciler)

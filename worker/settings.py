@@ -83,6 +83,8 @@ class Settings(BaseSettings):
     """Waits up to this long stay in the worker; longer ones go back to the ledger."""
 
     precondition_max_age_s: float = Field(default=15, ge=1, le=3_600)
+    plan_max_age_s: Seconds = 86_400
+    """A job whose run was made longer ago, as after a long pause, is skipped."""
     verify_interval_s: Seconds = 10
     verify_deadline_s: Seconds = 5_400
     retention_days: float = Field(default=90, gt=0, le=3_650)

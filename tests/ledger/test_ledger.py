@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -217,6 +219,52 @@ async def test_cancelling_ends_what_is_not_claimed_and_lets_the_rest_end(ledger:
     assert run.state is RunState.FINISHED
     assert run.counts[JobState.CANCELLED] == 4
     assert not await ledger.cancel(run_id)
+
+
+async def test_an_attempt_that_is_recorded_again_counts_once(ledger: Ledger) -> None:
+    run_id = await running(ledger, 1)
+    await ledger.claim(run_id, [0], owner="me", lease_s=60)
+    again = Move(0, JobState.LEASED, JobState.LEASED, "me", CALL, "busy")
+    for _ in range(2):
+        assert await ledger.record(run_id, [again]) == [True]
+    (job,) = await ledger.jobs(run_id)
+    assert job.attempts == (CALL,)
+
+
+@pytest.mark.parametrize(("status", "known"), [(0, False), (503, False), (409, True), (429, True)])
+async def test_a_cancelled_job_whose_call_may_have_been_obeyed_says_so(
+    ledger: Ledger, status: int, known: bool
+) -> None:
+    run_id = await running(ledger, 2)
+    await ledger.claim(run_id, [0], owner="me", lease_s=60)
+    call = replace(CALL, status=status)
+    back = Move(0, JobState.LEASED, JobState.PENDING, "me", call, "again", wait_ms=9_000)
+    assert await ledger.record(run_id, [back]) == [True]
+    assert await ledger.cancel(run_id)
+    called, never = await ledger.jobs(run_id)
+    assert (called.reason == "the run was cancelled") == known
+    assert never.reason == "the run was cancelled"
+
+
+async def test_a_wait_for_other_pools_counts_anew_after_any_other_wait(ledger: Ledger) -> None:
+    run_id = await running(ledger, 1)
+    seen = []
+    for blocked in (True, True, False, True):
+        await ledger.claim(run_id, [0], owner="me", lease_s=60)
+        wait = Move(0, JobState.LEASED, JobState.PENDING, "me", reason="waits", blocked=blocked)
+        assert await ledger.record(run_id, [wait]) == [True]
+        (job,) = await ledger.jobs(run_id)
+        seen.append(job.blocked_ms)
+    first, second, between, last = seen
+    assert first == second > 0
+    assert between == 0
+    assert last >= first
+
+
+async def test_two_that_cancel_at_once_have_both_cancelled(ledger: Ledger) -> None:
+    run_id = await running(ledger, 3_000)
+    assert list(await asyncio.gather(*[ledger.cancel(run_id) for _ in range(2)])) == [True, True]
+    assert (await ledger.run(run_id)).counts[JobState.CANCELLED] == 3_000
 
 
 async def test_pages_by_outcome_hold_every_job_once(ledger: Ledger) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.owner: dict[int, str] = {}
         self.attempts = dict.fromkeys(range(JOBS), 0)
         self.later: set[int] = set()
+        self.calls = 0
         self.cancelled = False
 
     def do(self, work: Coroutine[Any, Any, Any]) -> Any:
@@ -97,7 +99,9 @@ class LedgerMachine(RuleBasedStateMachine):
     )
     def record(self, number: int, owner: str, source: JobState, goal: JobState, wait: bool) -> None:
         wait_ms = 600_000 if wait else 0
-        move = Move(number, source, goal, owner, CALL, "why", wait_ms)
+        self.calls += 1
+        call = replace(CALL, at_ms=CALL.at_ms + self.calls)
+        move = Move(number, source, goal, owner, call, "why", wait_ms)
         (made,) = self.do(self.ledger.record(self.run_id, [move]))
         allowed = self.state[number] is source and (
             (source is JobState.LEASED and self.owner[number] == owner)

@@ -96,7 +96,11 @@ class Ledger:
             pipe.zadd(keys.INDEX, {run.run_id: now_ms}, nx=True)
             pipe.sadd(keys.active(run.endpoint), run.run_id)
             await pipe.execute()
-        return bool(await self._call("create", run.run_id, chain.from_iterable(fields.items())))
+        made = await self._call("create", run.run_id, chain.from_iterable(fields.items()))
+        if made:
+            # Again: somebody may have tidied the list while the run was not there yet.
+            await self._redis.sadd(keys.active(run.endpoint), run.run_id)
+        return bool(made)
 
     async def add(self, run_id: str, jobs: Iterable[NewJob], *, first: int = 0) -> int:
         """Add jobs, numbered from `first`. Adding the same numbers again changes nothing.
@@ -173,6 +177,8 @@ class Ledger:
                 continue
             if holder == run_id:
                 return None
+            reason = "its maker stopped before all of its jobs were there; none was executed"
+            await self.abort(holder, reason, min_age_s=HALF_MADE_S)
             if any(not run.ended for run in await self._read_runs([holder])):
                 return holder
             if await self._take_over(keys=[key], args=[holder, run_id]):
@@ -236,10 +242,10 @@ class Ledger:
 
     async def cancel(self, run_id: str) -> bool:
         """Cancel what no worker has claimed. Returns False if the run is not running."""
-        left = await self._call("cancel", run_id, [CANCEL_CHUNK])
+        first = left = await self._call("cancel", run_id, [CANCEL_CHUNK])
         while left > 0:
             left = await self._call("cancel", run_id, [CANCEL_CHUNK])
-        return bool(left == 0)
+        return bool(first != -1)  # later on, somebody else may have been quicker
 
     # Reading
 

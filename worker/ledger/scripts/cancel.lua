@@ -9,7 +9,7 @@ end
 for _, index in ipairs({ WAITING, SENT }) do
   for _, n in ipairs(redis.call('ZRANGE', index, 0, ARGV[1] - 1)) do
     local job = read(n)
-    job.reason = why_cancelled()
+    job.reason = why_cancelled(job)
     move(n, job, 'cancelled', NOW)
   end
 end

@@ -11,10 +11,19 @@ for i, wish in ipairs(cjson.decode(ARGV[1])) do
   if holds then
     if wish.attempt then
       job.attempts = job.attempts or {}
-      job.attempts[#job.attempts + 1] = wish.attempt
+      local last = job.attempts[#job.attempts]
+      -- The same attempt twice is this script sent again because its answer was lost.
+      if not last or cjson.encode(last) ~= cjson.encode(wish.attempt) then
+        job.attempts[#job.attempts + 1] = wish.attempt
+      end
     end
     job.reason = wish.reason
-    if wish.blocked then job.blocked = job.blocked or NOW end
+    -- Any other wait in between starts the count anew: during a pause nothing can end it.
+    if wish.blocked then
+      job.blocked = job.blocked or NOW
+    elseif wish.to == 'pending' then
+      job.blocked = nil
+    end
     move(wish.n, job, wish.to, NOW + (wish.wait_ms or 0))
   end
   answers[i] = holds and 1 or 0

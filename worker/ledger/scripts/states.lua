@@ -35,9 +35,15 @@ end
 local counts = {}
 local function count(state, by) counts[state] = (counts[state] or 0) + by end
 
--- Why the rest of a cancelled run is not executed.
-local function why_cancelled()
-  return run.braked_ms and run.note or 'the run was cancelled'
+-- Why a job of a cancelled run is not executed, or not again: a call without an answer, or with a
+-- server's fault, may have been obeyed all the same.
+local function why_cancelled(job)
+  local why = run.braked_ms and run.note or 'the run was cancelled'
+  local last = job.attempts and job.attempts[#job.attempts]
+  if last and (last[3] == 0 or last[3] >= 500) then
+    why = why .. '; it was called before, and what came of it is not known'
+  end
+  return why
 end
 
 local function read(n)
@@ -55,7 +61,7 @@ local function move(n, job, to, at)
   local from = job.state
   if to == 'pending' and run.cancelled_ms then
     to = 'cancelled'
-    job.reason = why_cancelled()
+    job.reason = why_cancelled(job)
   end
   if from == 'pending' then
     redis.call('ZREM', WAITING, n)
@@ -91,11 +97,11 @@ end
 -- cancelled by whoever comes next. Accepted jobs count as tried, since their end takes long.
 local FEWEST_FOR_PERCENT = 10
 local function brake(final)
-  if run.cancelled_ms or not run.max_failures then return end
+  if run.cancelled_ms or not (run.max_failures or run.max_failure_percent) then return end
   local failed = redis.call('LLEN', OUTCOME.failed)
   local tried = final + (run.verify == '0' and 0 or redis.call('ZCARD', ACCEPTED))
   local why
-  if failed > tonumber(run.max_failures) then
+  if run.max_failures and failed > tonumber(run.max_failures) then
     why = 'more than max_failures=' .. run.max_failures
   elseif tried >= FEWEST_FOR_PERCENT
       and failed * 100 > tonumber(run.max_failure_percent or 100) * tried then
