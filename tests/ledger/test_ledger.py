@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -259,12 +258,6 @@ async def test_a_wait_for_other_pools_counts_anew_after_any_other_wait(ledger: L
     assert first == second > 0
     assert between == 0
     assert last >= first
-
-
-async def test_two_that_cancel_at_once_have_both_cancelled(ledger: Ledger) -> None:
-    run_id = await running(ledger, 3_000)
-    assert list(await asyncio.gather(*[ledger.cancel(run_id) for _ in range(2)])) == [True, True]
-    assert (await ledger.run(run_id)).counts[JobState.CANCELLED] == 3_000
 
 
 async def test_pages_by_outcome_hold_every_job_once(ledger: Ledger) -> None:

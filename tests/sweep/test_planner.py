@@ -36,7 +36,6 @@ ENDED = {
     "createTime": 1_700_000_000_000,
     "runningDuration": 60,
 }
-NOW = datetime.now(UTC)
 
 
 class Desk:
@@ -74,16 +73,17 @@ class Desk:
         server = self.running.server
         server.faults = server.faults.model_copy(update=faults)
 
-    async def plan(self, text: str, *, at: datetime = NOW) -> Plan:
+    async def plan(self, text: str, *, at: datetime | None = None) -> Plan:
         """Plan what a policy would do, from the lines that make it one."""
         lines = "\n".join(f"    {line}" for line in text.strip().splitlines())
         file = policy.parse(
             f"projects:\n  lab: {{id: {self.running.project_id}}}\n"
             f"policies:\n  it:\n    projects: [lab]\n{lines}\n"
         )
-        return await plan_policy(self.office, file.policies["it"], self.running.project_id, at)
+        now = at or datetime.now(UTC)
+        return await plan_policy(self.office, file.policies["it"], self.running.project_id, now)
 
-    async def decisions(self, text: str, *, at: datetime = NOW) -> dict[str, str]:
+    async def decisions(self, text: str, *, at: datetime | None = None) -> dict[str, str]:
         """By pool: empty if it goes, else why it stays."""
         plan = await self.plan(text, at=at)
         return {row.pool.pool_id: "" if row.delete else row.reason for row in plan.decisions}
@@ -234,18 +234,19 @@ match:
 
 async def test_a_pool_is_idle_when_it_was_seen_so_from_one_plan_to_another(desk: Desk) -> None:
     quiet, used, remade = desk.add(), desk.add(), desk.add()
-    first = await desk.decisions(IDLE)
+    now = datetime.now(UTC)
+    first = await desk.decisions(IDLE, at=now)
     assert all(first.values()), "nobody knows yet since when they are idle"
     day = timedelta(days=1)
     desk.runs(used, BUSY)
-    assert all((await desk.decisions(IDLE, at=NOW + day)).values())
+    assert all((await desk.decisions(IDLE, at=now + day)).values())
     desk.runs(used)
     desk.pools[remade].change("metadata", {"creationTimestamp": "2024-06-01T00:00:00Z"})
-    found = await desk.decisions(IDLE, at=NOW + 2 * day)
+    found = await desk.decisions(IDLE, at=now + 2 * day)
     assert found[quiet] == ""
     assert found[used], "it was in use in between"
     assert found[remade], "it is another pool by the same name"
-    found = await desk.decisions(IDLE, at=NOW + 4 * day)
+    found = await desk.decisions(IDLE, at=now + 4 * day)
     assert set(found.values()) == {""}
 
 
