@@ -95,7 +95,10 @@ def test_the_worked_example_works(reader: Reader) -> None:
                     )
                 finally:
                     scheduler.terminate()
-                assert scheduler.wait(30) == 0
+                try:
+                    assert scheduler.wait(30) == 0
+                finally:
+                    scheduler.kill()
             elif line.endswith("poolsweep worker"):
                 assert "POOLSWEEP_PROJECTS_FILE=policies.yaml" in line
                 reader.environment["POOLSWEEP_PROJECTS_FILE"] = "policies.yaml"
