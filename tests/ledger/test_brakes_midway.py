@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import pytest
-from redis.asyncio import Redis
 
 from tests.conftest import until
 from worker.ledger import (
@@ -26,7 +25,9 @@ from worker.ledger import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import Iterable
+
+    from redis.asyncio import Redis
 
     from worker.ledger import Run
 
@@ -40,19 +41,6 @@ class Bounds(TypedDict, total=False):
     verify: bool
     max_failures: int | None
     max_failure_percent: float | None
-
-
-@pytest.fixture(params=["redis_url", "cluster_url"])
-async def redis(request: pytest.FixtureRequest) -> AsyncIterator[Redis]:
-    client = Redis.from_url(request.getfixturevalue(request.param), decode_responses=True)
-    await client.flushdb()
-    yield client
-    await client.aclose()
-
-
-@pytest.fixture
-def ledger(redis: Redis) -> Ledger:
-    return Ledger(redis, retention_days=2)
 
 
 def pools(count: int) -> list[Kept]:

@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
-from redis.asyncio import Redis
 
 from tests.conftest import until
 from worker.ledger import (
@@ -25,24 +24,11 @@ from worker.ledger import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from redis.asyncio import Redis
 
 PROJECT = "0123456789abcdef0123456789abcdef"
 ENDPOINT = "https://modelarts.example.com"
 CALL = Attempt(at_ms=1_700_000_000_000, duration_ms=12, status=200, code="", request_id="r1")
-
-
-@pytest.fixture(params=["redis_url", "cluster_url"])
-async def redis(request: pytest.FixtureRequest) -> AsyncIterator[Redis]:
-    client = Redis.from_url(request.getfixturevalue(request.param), decode_responses=True)
-    await client.flushdb()
-    yield client
-    await client.aclose()
-
-
-@pytest.fixture
-def ledger(redis: Redis) -> Ledger:
-    return Ledger(redis, retention_days=2)
 
 
 def jobs(count: int) -> list[NewJob]:
