@@ -27,7 +27,7 @@ from pydantic_core import PydanticCustomError
 
 from scheduler.durations import Duration, format_duration
 from scheduler.matchers import Matcher, windows
-from worker.projects import SECRET_FIELDS, Project, SecretRef
+from worker.projects import EACH_ID_ONCE, SECRET_FIELDS, Project, SecretRef
 from worker.yaml_source import YamlError, YamlSource, parse_yaml, read_yaml
 
 if TYPE_CHECKING:
@@ -260,19 +260,9 @@ class PolicyFile(_Part):
     """A file of policies."""
 
     version: Literal[1] = 1
-    projects: dict[Name, Project] = Field(min_length=1)
+    projects: Annotated[dict[Name, Project], EACH_ID_ONCE] = Field(min_length=1)
     policies: dict[Name, Policy] = Field(min_length=1)
     notifications: dict[Name, Channel] = {}
-
-    @field_validator("projects")
-    @classmethod
-    def _each_id_once(cls, projects: dict[str, Project]) -> dict[str, Project]:
-        ids = [project.id for project in projects.values()]
-        if twice := sorted({each for each in ids if ids.count(each) > 1}):
-            raise PydanticCustomError(
-                "twice", "project id {id}: there twice", {"id": ", ".join(twice)}
-            )
-        return projects
 
 
 _SECRET = (*SECRET_FIELDS, "url", "secret")

@@ -162,10 +162,15 @@ class Project(_Part):
 
 
 def _each_id_once(projects: dict[str, Project]) -> dict[str, Project]:
+    # Looked up by its id, one of two would be dropped in silence.
     ids = [project.id for project in projects.values()]
     if twice := sorted({each for each in ids if ids.count(each) > 1}):
         raise PydanticCustomError("twice", "project id {id}: there twice", {"id": ", ".join(twice)})
     return projects
+
+
+EACH_ID_ONCE = AfterValidator(_each_id_once)
+"""Makes a field of projects by name refuse two with the same id."""
 
 
 class _ProjectsFile(BaseModel):
@@ -173,7 +178,7 @@ class _ProjectsFile(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    projects: Annotated[dict[str, Project], AfterValidator(_each_id_once)] = {}
+    projects: Annotated[dict[str, Project], EACH_ID_ONCE] = {}
 
 
 def read_projects(path: Path) -> dict[str, Project]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from dataclasses import asdict
 from typing import Annotated
@@ -11,7 +10,7 @@ from typing import Annotated
 import typer
 
 from scheduler.cli.errors import UsageError
-from scheduler.cli.session import open_ledger, say, stdout
+from scheduler.cli.session import open_ledger, say, say_json, stdout
 from scheduler.review import records, tables
 from worker.ledger import JobState
 from worker.settings import settings
@@ -61,7 +60,7 @@ async def _kept(run_id: str, as_json: bool) -> None:
         found = [pool async for pool in ledger.all_kept(run_id)]
     if as_json:
         rows = [asdict(pool) for pool in found]
-        sys.stdout.write(json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
+        say_json(rows)
     elif found:
         stdout.print(tables.kept_pools(found))
     else:
@@ -81,7 +80,7 @@ async def _runs(limit: int, as_json: bool) -> None:
         found = await ledger.runs(limit=limit)
     if as_json:
         rows = [records.run_record(run) for run in found]
-        sys.stdout.write(json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
+        say_json(rows)
     elif found:
         stdout.print(tables.runs(found))
     else:

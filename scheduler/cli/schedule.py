@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import sys
 import threading
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +13,7 @@ import typer
 from scheduler import policy
 from scheduler.almanac import Almanac, Night, NightState
 from scheduler.cli.policies import File, policies_path
-from scheduler.cli.session import open_ledger, say, stdout
+from scheduler.cli.session import open_ledger, say, say_json, stdout
 from scheduler.cli.worker import end_with_stdin
 from scheduler.review import records, tables
 from scheduler.rota import next_nights
@@ -73,7 +71,7 @@ async def _schedule(path: Path, as_json: bool) -> None:
         ]
     if as_json:
         document = {"leader": leader, "rejected": rejected, "policies": rows}
-        sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=1) + "\n")
+        say_json(document)
         return
     stdout.print(tables.schedule(rows))
     if leader is None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import getpass
+import json
 import os
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Any
 
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
@@ -44,6 +46,11 @@ stderr = _console(stderr=True)
 def say(sentence: str) -> None:
     """Tell the user something."""
     stdout.print(sentence, markup=False)
+
+
+def say_json(value: Any) -> None:
+    """Tell a program something: one JSON value, past rich, which would wrap and style it."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
 
 def remark(sentence: str, style: str = "dim") -> None:

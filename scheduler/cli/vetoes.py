@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import sys
 from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 
 from scheduler.cli.errors import UsageError
-from scheduler.cli.session import open_ledger, requester, say, stdout
+from scheduler.cli.session import open_ledger, requester, say, say_json, stdout
 from scheduler.durations import parse_duration
 from scheduler.marks import Veto, Vetoes, all_marks
 from scheduler.matchers import parse_expiry
@@ -33,7 +31,7 @@ async def _marks(as_json: bool) -> None:
         found = await all_marks(redis)
     if as_json:
         rows = [records.mark_record(mark) for mark in found]
-        sys.stdout.write(json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
+        say_json(rows)
     elif found:
         stdout.print(tables.marks(found))
     else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from enum import Enum, StrEnum, auto
@@ -198,12 +198,17 @@ def printable(text: Any, limit: int = _MESSAGE_LIMIT) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ErrorBody:
-    """What a body says of an error; texts are bounded and printable, empty if missing."""
+    """What a body says of an error; texts are bounded and printable, empty if missing.
+
+    Attributes:
+        document: the object as parsed, if it is one.
+    """
 
     body: Body
     error_code: str = ""
     error_msg: str = ""
     request_id: str = ""
+    document: dict[str, Any] | None = field(default=None, repr=False, compare=False)
 
 
 def parse_error_body(raw: bytes) -> ErrorBody:
@@ -230,6 +235,7 @@ def parse_error_body(raw: bytes) -> ErrorBody:
         _code(document.get("error_code")),
         printable(document.get("error_msg")),
         printable(document.get("request_id"), _CODE_LIMIT),
+        document,
     )
 
 

@@ -271,12 +271,11 @@ class ModelArtsClient:
     async def _read(
         self, what: str, project_id: str, path: str, limit: int = SMALL_BODY
     ) -> dict[str, Any]:
-        answer, raw = await self._call("GET", project_id, path, limit)
+        answer, document = await self._call("GET", project_id, path, limit)
         if answer.status == 401:
             await self.renew_credentials(project_id)
-            answer, raw = await self._call("GET", project_id, path, limit)
-        if answer.status == 200 and answer.body is Body.OBJECT:
-            document: dict[str, Any] = json.loads(raw)
+            answer, document = await self._call("GET", project_id, path, limit)
+        if answer.status == 200 and document is not None:
             return document
         verdict = classify(answer)
         if verdict.kind in {VerdictKind.ACCEPTED, VerdictKind.RENEW}:
@@ -287,13 +286,14 @@ class ModelArtsClient:
 
     async def _call(
         self, method: str, project_id: str, path: str, limit: int = SMALL_BODY
-    ) -> tuple[Answer, bytes]:
+    ) -> tuple[Answer, dict[str, Any] | None]:
+        """What came back, and the object in its body, if it is one."""
         signed = await self._authenticator.headers(method, self._endpoint, path, project_id)
         # What was signed must be sent to the letter, so the URL is not to be quoted again.
         url = URL(self._endpoint.url + path, encoded=True)
         started = time.perf_counter()
         status, error_body, request_id, retry_after_s = None, parse_error_body(b""), "", None
-        failure, detail, raw = None, "", b""
+        failure, detail = None, ""
         try:
             async with self._open().request(
                 method, url, headers={**self._headers, **signed}, allow_redirects=False
@@ -323,7 +323,7 @@ class ModelArtsClient:
             duration_s=time.perf_counter() - started,
             received_ms=time.time_ns() // 1_000_000,
         )
-        return answer, raw
+        return answer, error_body.document
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
