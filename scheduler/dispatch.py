@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain, zip_longest
 from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
 from worker.deletion import ABSENT
-from worker.ledger import Kept, NewJob, NewRun, RunState, Source, new_run_id
+from worker.ledger import (
+    Kept,
+    NewJob,
+    NewRun,
+    RunNotFoundError,
+    RunState,
+    Source,
+    new_run_id,
+)
 from worker.modelarts import Precondition
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from scheduler.planner import Plan
     from scheduler.policy import Brakes
@@ -36,6 +46,9 @@ class Order:
         brakes: what stops it midway; None: nothing.
         alone: whether it must be the only run of its projects.
         run_id: its id, so that asking twice makes one run; None: a new one.
+        client: the client of the intake that asked; empty: none.
+        selector: what its pools were chosen by, as JSON; empty: by name, or by the policy.
+        dry_run: whether only the plan is wanted.
     """
 
     endpoint: str
@@ -47,29 +60,63 @@ class Order:
     brakes: Brakes | None = None
     alone: bool = False
     run_id: str | None = None
+    client: str = ""
+    selector: str = ""
+    dry_run: bool = False
+
+    def new_run(self, run_id: str, projects: Iterable[str]) -> NewRun:
+        """The run that it asks for, as it is opened in the ledger.
+
+        Args:
+            run_id: the run's id.
+            projects: the projects that its pools are in.
+        """
+        brakes = self.brakes
+        return NewRun(
+            run_id=run_id,
+            source=self.source,
+            endpoint=self.endpoint,
+            requester=self.requester,
+            reason=self.reason,
+            verify=self.verify,
+            policy=self.policy,
+            client=self.client,
+            selector=self.selector,
+            projects=tuple(dict.fromkeys(projects)),
+            max_failures=None if brakes is None else brakes.max_failures,
+            max_failure_percent=None if brakes is None else brakes.max_failure_percent,
+        )
 
 
 def jobs_of(plans: Sequence[Plan]) -> Iterator[NewJob]:
-    """The jobs that carry out plans, each with the precondition that its plan rests on."""
-    for plan in plans:
-        for decision in plan.deletions:
-            pool = decision.pool
-            precondition = Precondition.of(pool)
-            yield NewJob(
-                project_id=plan.project_id,
-                pool_name=pool.pool_id,
-                display_name=pool.display_name,
-                created=precondition.created,
-                fingerprint=precondition.fingerprint,
-                chosen=decision.reason,
-            )
-        for pool_id in plan.absent:
-            yield NewJob(
-                project_id=plan.project_id,
-                pool_name=pool_id,
-                fingerprint=ABSENT,
-                chosen="asked for by name; it was not there",
-            )
+    """The jobs that carry out plans, each with the precondition that its plan rests on.
+
+    The projects take turns, so that one whose calls are slow or paused holds up no other.
+    """
+    taking_turns = zip_longest(*map(_jobs_of, plans))
+    return (job for job in chain.from_iterable(taking_turns) if job is not None)
+
+
+def _jobs_of(plan: Plan) -> Iterator[NewJob]:
+    for decision in plan.deletions:
+        pool = decision.pool
+        precondition = Precondition.of(pool)
+        yield NewJob(
+            project_id=plan.project_id,
+            pool_name=pool.pool_id,
+            display_name=pool.display_name,
+            created=precondition.created,
+            fingerprint=precondition.fingerprint,
+            chosen=decision.reason,
+            check_nodes=plan.nodes_later and not pool.is_logical,
+        )
+    for pool_id in plan.absent:
+        yield NewJob(
+            project_id=plan.project_id,
+            pool_name=pool_id,
+            fingerprint=ABSENT,
+            chosen="asked for by name; it was not there",
+        )
 
 
 def kept_by(plans: Sequence[Plan]) -> Iterator[Kept]:
@@ -95,64 +142,46 @@ async def dispatch(
     Returns:
         The run, whole in the ledger by then: one that could not be recorded whole is never
         executed. Its state is `BRAKED` if the brake held it, or if it was to be alone and another
-        run of its project has not ended. If there was a run with the order's id already, that one.
+        run of its project has not ended. If there was a run with the order's id already, and past
+        its making, that one.
 
     Raises:
         RedisError: the ledger cannot be reached.
+        RunNotFoundError: somebody else makes the run by now.
     """
-    run_id = await _open(plans, order, ledger)
-    run = await ledger.run(run_id)
-    if run.state is not RunState.CREATING:
-        return run
+    run_id = order.run_id or new_run_id(datetime.now(UTC))
+    # Another name each time: whoever was at this run before, here or elsewhere, is cut off.
+    maker = secrets.token_hex(8)
+    if not await ledger.create(
+        order.new_run(run_id, (plan.project_id for plan in plans)), maker=maker
+    ):
+        return await ledger.run(run_id)
     try:
-        await ledger.keep(run_id, kept_by(plans))
+        await ledger.keep(run_id, kept_by(plans), maker=maker)
         brake = brake or await _other_run(plans, order, run_id, ledger)
         if brake:
-            await ledger.abort(run_id, brake, state=RunState.BRAKED)
+            await ledger.abort(run_id, brake, state=RunState.BRAKED, maker=maker)
             return await ledger.run(run_id)
-        total = await ledger.add(run_id, jobs_of(plans))
-        await ledger.start(run_id, total)
+        total = await ledger.add(run_id, jobs_of(plans), maker=maker)
+        if order.dry_run:
+            note = "a dry run: nothing was deleted"
+            await ledger.abort(run_id, note, state=RunState.PLANNED, maker=maker)
+            return await ledger.run(run_id)
+        if not await ledger.start(run_id, total, maker=maker):
+            raise RunNotFoundError(run_id)
     except Exception:
         with contextlib.suppress(RedisError):  # else the workers give it up in ten minutes
-            await ledger.abort(run_id, "its maker failed; none of it was executed")
+            await ledger.abort(run_id, "its maker failed; none of it was executed", maker=maker)
         raise
     with contextlib.suppress(RedisError):  # the workers ask for batches too
         await feed(run_id)
     return await ledger.run(run_id)
 
 
-async def _open(plans: Sequence[Plan], order: Order, ledger: Ledger) -> str:
-    """The id of a run that was opened just now, or of one that is past its making."""
-    brakes = order.brakes
-    run_id = order.run_id or new_run_id(datetime.now(UTC))
-    tries = 1
-    while True:
-        candidate = run_id if tries == 1 else f"{run_id}-{tries}"
-        run = NewRun(
-            run_id=candidate,
-            source=order.source,
-            endpoint=order.endpoint,
-            requester=order.requester,
-            reason=order.reason,
-            verify=order.verify,
-            policy=order.policy,
-            projects=tuple(dict.fromkeys(plan.project_id for plan in plans)),
-            max_failures=None if brakes is None else brakes.max_failures,
-            max_failure_percent=None if brakes is None else brakes.max_failure_percent,
-        )
-        if await ledger.create(run):
-            return candidate
-        # Whoever was making it was cut off, and what was planned then may not hold any more.
-        await ledger.abort(candidate, "its maker was cut off; none of it was executed")
-        if (await ledger.run(candidate)).state is not RunState.ABORTED:
-            return candidate
-        tries += 1
-
-
 async def _other_run(
     plans: Sequence[Plan], order: Order, run_id: str, ledger: Ledger
 ) -> str | None:
-    if order.alone and any(plan.deletions for plan in plans):
+    if order.alone and not order.dry_run and any(plan.deletions for plan in plans):
         for plan in plans:
             holder = await ledger.hold_project(order.endpoint, plan.project_id, run_id)
             if holder is not None:

@@ -36,6 +36,7 @@ class Plan:
         pools: how many pools the project has.
         absent: ids that were asked for by name and that the project does not have.
         unreadable: how many pools the cloud showed that could not be understood; they stay.
+        nodes_later: whether nobody has looked yet how the nodes are paid for; the worker does.
     """
 
     project_id: str
@@ -45,6 +46,7 @@ class Plan:
     pools: int
     absent: Sequence[str] = ()
     unreadable: int = 0
+    nodes_later: bool = False
 
     @property
     def deletions(self) -> list[Decision]:
@@ -151,6 +153,7 @@ class Planner:
             pools=len(listing.pools) + len(listing.unreadable),
             absent=absent,
             unreadable=len(listing.unreadable),
+            nodes_later=rules.nodes_later,
         )
 
     async def _read(

@@ -15,19 +15,17 @@ from typing import TYPE_CHECKING
 from scheduler import matchers
 from scheduler.facts import Fact, Facts
 from scheduler.matchers import Finding, Kind, ask, busy_with
-from worker.modelarts import Billing, UnreadableTagsError, node_billing, validate_pool_name
+from worker.modelarts import Billing, UnreadableTagsError, nodes_obstacle, validate_pool_name
 from worker.modelarts.answers import printable
-from worker.modelarts.pool import BILLING_ANNOTATION
-from worker.modelarts.schema import Metadata
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from datetime import datetime
 
     from scheduler.marks import Veto
+    from scheduler.matchers import Matcher
     from scheduler.policy import Policy
     from worker.modelarts import Pool
-    from worker.modelarts.schema import Node
 
 LONGEST_REASON = 400
 PROTECT_TAG = "poolsweep/protect"
@@ -64,23 +62,45 @@ class Rules:
         protect: which stay all the same.
         allow_busy: whether pools with running workloads may go.
         allow_shared: whether shared and public pools may go.
+        nodes_later: whether the worker is to look how the nodes are paid for, just before its
+            call, rather than the plan: a plan over thousands of pools would take hours for it.
     """
 
     match: Find
     protect: Find | None = None
     allow_busy: bool = False
     allow_shared: bool = False
+    nodes_later: bool = False
+
+
+def matching(
+    match: Matcher,
+    protect: Matcher | None = None,
+    *,
+    allow_busy: bool = False,
+    allow_shared: bool = False,
+) -> Rules:
+    """Rules for the pools that a matcher finds; see `Rules`."""
+    return Rules(
+        match=lambda facts, now: matchers.find(match, facts, now),
+        protect=None if protect is None else lambda facts, now: matchers.find(protect, facts, now),
+        allow_busy=allow_busy,
+        allow_shared=allow_shared,
+    )
 
 
 def rules_of(policy: Policy) -> Rules:
     """A policy's rules."""
-    match, protect = policy.match, policy.protect
-    return Rules(
-        match=lambda facts, now: matchers.find(match, facts, now),
-        protect=None if protect is None else lambda facts, now: matchers.find(protect, facts, now),
+    return matching(
+        policy.match,
+        policy.protect,
         allow_busy=policy.allow_busy,
         allow_shared=policy.allow_shared,
     )
+
+
+MANY = 100
+"""The nodes of more pools than this are not read by a plan over pools that somebody names."""
 
 
 def named(ids: Collection[str]) -> Rules:
@@ -92,7 +112,7 @@ def named(ids: Collection[str]) -> Rules:
             return matchers.yes("asked for by name")
         return matchers.no("not asked for")
 
-    return Rules(match, allow_busy=True, allow_shared=True)
+    return Rules(match, allow_busy=True, allow_shared=True, nodes_later=len(wanted) > MANY)
 
 
 def select(
@@ -153,7 +173,8 @@ def decide(facts: Facts, rules: Rules, now: datetime, vetoes: Mapping[str, Veto]
     if protect.kind is Kind.DOUBT:
         return Decision(pool, False, f"perhaps protected by the policy: {protect.reason}")
     busy = matchers.no() if rules.allow_busy else _busy(facts)
-    further = (match, protect, busy, _paid_nodes(facts))
+    paid = matchers.no() if rules.nodes_later else _paid_nodes(facts)
+    further = (match, protect, busy, paid)
     for finding in further:
         if finding.kind is Kind.DOUBT or (finding.kind is Kind.YES and finding is not match):
             return Decision(pool, False, finding.reason)
@@ -218,22 +239,8 @@ def _paid_nodes(facts: Facts) -> Finding:
         return matchers.no()  # its nodes are its parent's
     if facts.nodes is None:
         return ask(Fact.NODES, facts)
-    if any(node_billing(node) is Billing.PREPAID for node in facts.nodes):
-        return matchers.yes("it has prepaid nodes: unsubscribe these first")
-    if not all(map(_says_who_pays, facts.nodes)):
-        return matchers.doubt("the billing mode of a node is unknown")
-    return matchers.no()
-
-
-def _says_who_pays(node: Node) -> bool:
-    """Whether a node says plainly how it is paid for, or nothing: then as its pool is."""
-    if node_billing(node) is not Billing.UNKNOWN:
-        return True
-    metadata = node.metadata
-    annotations = metadata.annotations if isinstance(metadata, Metadata) else metadata
-    return annotations is None or (
-        isinstance(annotations, dict) and BILLING_ANNOTATION not in annotations
-    )
+    why = nodes_obstacle(facts.nodes)
+    return matchers.yes(why) if why else matchers.no()
 
 
 def _busy(facts: Facts) -> Finding:

@@ -20,6 +20,7 @@ from worker.modelarts import (
     VerdictKind,
     changes,
     classify,
+    nodes_obstacle,
 )
 from worker.retry import GiveUp, RetryPolicy, backoff_s, decide
 
@@ -209,7 +210,7 @@ class _Task:
         while True:
             try:
                 self._heed_pause()
-                end = await self._until_ready()
+                end = await self._until_ready() or await self._nodes_in_the_way()
                 if end is not None:
                     return await self._end_or_wait(*end)
                 answer = await self._call()
@@ -260,6 +261,21 @@ class _Task:
                 return judge(job, newer.pool)
             waited = True
         return JobState.PENDING, "waits until the cloud answers fast enough to be sure of the pool"
+
+    async def _nodes_in_the_way(self) -> tuple[JobState, str] | None:
+        """How the job ends because of its pool's nodes, if the plan left it to look at these."""
+        deleter, job = self._deleter, self._job
+        if not job.check_nodes:
+            return None
+        await deleter._limiter.permit(job.project_id, urgent=True)
+        try:
+            nodes = await deleter._client.list_nodes(job.project_id, job.pool_name)
+        except ApiError as error:
+            if error.verdict.kind is not VerdictKind.ALREADY_DELETED:
+                raise
+            return JobState.ALREADY_DELETED, "the pool is gone: its nodes answer pool not found"
+        why = nodes_obstacle(nodes)
+        return (JobState.SKIPPED, why) if why else None
 
     async def _call(self) -> Answer:
         number = self._job.number

@@ -102,7 +102,7 @@ class Executor:
             owner=owner,
             valid_until=asyncio.get_running_loop().time() + settings.lease_s,
             claimed_ms=await self._ledger.now_ms(),
-            planned_ms=run.created_ms,
+            planned_ms=run.planned_ms,
         )
         jobs = await self._ledger.claim(run_id, numbers, owner=owner, lease_s=settings.lease_s)
         log.info("batch_claimed", run_id=run_id, asked=len(numbers), claimed=len(jobs))

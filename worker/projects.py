@@ -204,6 +204,7 @@ class Directory:
 
     def __init__(self, settings: Settings, projects: Mapping[str, Project]) -> None:
         self.settings = settings
+        self._by_name = dict(projects)
         self._by_id = {project.id: project for project in projects.values()}
 
     @classmethod
@@ -231,6 +232,18 @@ class Directory:
         if self.settings.endpoint is not None or len(found) < len(self._by_id) or not found:
             found.insert(0, self.settings.api_endpoint.url)
         return list(dict.fromkeys(found))
+
+    def find(self, text: str) -> str:
+        """The id of a project that somebody names.
+
+        Args:
+            text: the name that the projects file gives it, or its id.
+
+        Raises:
+            ValueError: it is neither; one sentence says what is accepted.
+        """
+        project = self._by_name.get(text)
+        return validate_project_id(text) if project is None else project.id
 
     def at(self, endpoint: str) -> list[str]:
         """The ids of the projects at an endpoint that have something of their own."""

@@ -116,7 +116,7 @@ class Reconciler:
         for run in runs:
             if run.state is RunState.CREATING:
                 await self._abort_if_left_behind(run)
-            else:
+            elif run.state is RunState.RUNNING:
                 await self._keep_moving(run)
         self._verify_now_and_then([run for run in runs if run.verify])
 

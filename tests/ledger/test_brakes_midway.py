@@ -239,8 +239,11 @@ async def test_a_run_that_a_brake_holds_is_recorded_and_executes_nothing(
     assert not await ledger.cancel(run_id)
     assert await ledger.active(ENDPOINT) == []
     assert len(await ledger.kept(run_id)) == 3
-    for key in (keys.run(run_id), keys.jobs(run_id), keys.waiting(run_id), keys.kept(run_id)):
+    for key in (keys.run(run_id), keys.kept(run_id)):
         assert 0 < await redis.ttl(key) <= 2 * 86_400
+    assert await ledger.jobs(run_id) == []
+    assert not await redis.exists(keys.jobs(run_id))
+    assert not await redis.exists(keys.waiting(run_id))
 
 
 async def test_a_run_that_ended_before_its_start_keeps_its_first_reason(ledger: Ledger) -> None:

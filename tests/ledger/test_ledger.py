@@ -12,6 +12,7 @@ from tests.conftest import until
 from worker.ledger import (
     Attempt,
     JobState,
+    Kept,
     Ledger,
     Move,
     NewJob,
@@ -105,8 +106,72 @@ async def test_a_running_run_is_never_aborted(ledger: Ledger) -> None:
 async def test_making_the_same_run_twice_changes_nothing(ledger: Ledger) -> None:
     run_id = await running(ledger, 2)
     assert not await ledger.create(NewRun(run_id, Source.INTAKE, "https://other.example.com"))
-    assert (await ledger.run(run_id)).endpoint == ENDPOINT
-    assert not await ledger.start(run_id, 2)
+    assert await ledger.start(run_id, 2)  # its maker asks again, since the answer was lost
+    assert not await ledger.start(run_id, 2, maker="another")
+    run = await ledger.run(run_id)
+    assert (run.endpoint, run.counts[JobState.PENDING]) == (ENDPOINT, 2)
+
+
+async def test_a_run_that_waits_to_be_planned_is_seen_and_taken_up_once(ledger: Ledger) -> None:
+    run = NewRun(new_run_id(datetime.now(UTC)), Source.INTAKE, ENDPOINT, client="ci")
+    assert await ledger.queue(run)
+    assert not await ledger.queue(run)
+    (waiting,) = await ledger.active(ENDPOINT)
+    assert (waiting.state, waiting.ended, waiting.client) == (RunState.QUEUED, False, "ci")
+    assert await ledger.create(run, maker="m")
+    assert not await ledger.queue(run)
+    assert await ledger.add(run.run_id, jobs(2), maker="m") == 2
+    assert await ledger.start(run.run_id, 2, maker="m")
+    started = await ledger.run(run.run_id)
+    assert started.state is RunState.RUNNING
+    assert started.created_ms == waiting.created_ms <= started.planned_ms
+
+
+async def test_a_maker_that_is_replaced_can_add_nothing_more(ledger: Ledger) -> None:
+    run = NewRun(new_run_id(datetime.now(UTC)), Source.CLI, ENDPOINT)
+    assert await ledger.create(run, maker="first")
+    await ledger.keep(run.run_id, [Kept("p", "kept-by-first", "", "")], maker="first")
+    await ledger.add(run.run_id, jobs(3), maker="first")
+    assert await ledger.create(run, maker="second")
+    assert await ledger.jobs(run.run_id) == []
+    with pytest.raises(RunNotFoundError):
+        await ledger.add(run.run_id, jobs(3), maker="first")
+    with pytest.raises(RunNotFoundError):
+        await ledger.keep(run.run_id, [Kept("p", "late", "", "")], maker="first")
+    assert not await ledger.start(run.run_id, 0, maker="first")
+    assert not await ledger.abort(run.run_id, "its maker failed", maker="first")
+    await ledger.add(run.run_id, jobs(1), maker="second")
+    assert await ledger.create(run, maker="second"), "asked again, since the answer was lost"
+    assert await ledger.start(run.run_id, 1, maker="second")
+    assert await ledger.kept(run.run_id) == []
+
+
+async def test_what_only_was_to_be_planned_keeps_its_jobs_and_executes_none(
+    ledger: Ledger,
+) -> None:
+    run_id = new_run_id(datetime.now(UTC))
+    await ledger.create(NewRun(run_id, Source.INTAKE, ENDPOINT))
+    await ledger.add(run_id, jobs(3))
+    assert await ledger.abort(run_id, "a dry run", state=RunState.PLANNED)
+    run = await ledger.run(run_id)
+    assert (run.state, run.ended, run.total, run.done) == (RunState.PLANNED, True, 3, 0)
+    assert [job.state for job in await ledger.jobs(run_id)] == [JobState.PENDING] * 3
+    assert not await ledger.start(run_id, 3)
+    assert await ledger.take(run_id, window=9, batch_size=9, resend_s=60) == []
+    assert await ledger.claim(run_id, [0], owner="me", lease_s=60) == []
+
+
+@pytest.mark.parametrize("opened", ["queue", "create"])
+async def test_a_run_that_has_not_started_can_be_cancelled(ledger: Ledger, opened: str) -> None:
+    run = NewRun(new_run_id(datetime.now(UTC)), Source.INTAKE, ENDPOINT)
+    assert await getattr(ledger, opened)(run)
+    assert await ledger.cancel(run.run_id)
+    found = await ledger.run(run.run_id)
+    assert (found.state, found.ended) == (RunState.ABORTED, True)
+    assert found.cancelled_ms > 0
+    assert not await ledger.create(run, maker="late")
+    assert not await ledger.start(run.run_id, 0)
+    assert not await ledger.cancel(run.run_id)
 
 
 async def test_a_claim_has_one_owner_and_may_be_repeated_by_it(ledger: Ledger) -> None:

@@ -82,12 +82,34 @@ class Ledger:
 
     # Making a run
 
-    async def create(self, run: NewRun) -> bool:
-        """Open a run. It takes jobs, and executes none before `start`.
+    async def queue(self, run: NewRun) -> bool:
+        """Note a run that is to be planned, so that it is seen from now on.
+
+        Args:
+            run: what is known of it by now.
 
         Returns:
             False if there is a run with this id already; it stays as it is.
         """
+        return await self._open(run, RunState.QUEUED, "")
+
+    async def create(self, run: NewRun, *, maker: str = "") -> bool:
+        """Open a run. It takes jobs, and executes none before `start`.
+
+        A run that waits to be planned, or that another maker is at, is taken over: what the other
+        has added is dropped, and it can add nothing more. So give the maker's name wherever two
+        may be at the same run, each time another.
+
+        Args:
+            run: what is known of it.
+            maker: who makes it; needed for every further step until it has started.
+
+        Returns:
+            False if there is a run with this id that is past its making; it stays as it is.
+        """
+        return await self._open(run, RunState.CREATING, maker)
+
+    async def _open(self, run: NewRun, state: RunState, maker: str) -> bool:
         fields = run.fields() | {"retention_s": self._retention_s}
         # The indexes come first: a run that they name and that is not there is forgotten
         # in time, one that is there and that they do not name would be lost.
@@ -96,42 +118,49 @@ class Ledger:
             pipe.zadd(keys.INDEX, {run.run_id: now_ms}, nx=True)
             pipe.sadd(keys.active(run.endpoint), run.run_id)
             await pipe.execute()
-        made = await self._call("create", run.run_id, chain.from_iterable(fields.items()))
+        args = [state, maker, *chain.from_iterable(fields.items())]
+        made = await self._call("create", run.run_id, args)
         if made:
             # Again: somebody may have tidied the list while the run was not there yet.
             await self._redis.sadd(keys.active(run.endpoint), run.run_id)
         return bool(made)
 
-    async def add(self, run_id: str, jobs: Iterable[NewJob], *, first: int = 0) -> int:
+    async def add(
+        self, run_id: str, jobs: Iterable[NewJob], *, first: int = 0, maker: str = ""
+    ) -> int:
         """Add jobs, numbered from `first`. Adding the same numbers again changes nothing.
 
         Returns:
             How many were given.
 
         Raises:
-            RunNotFoundError: the run is not there or takes no jobs any more.
+            RunNotFoundError: the run is not there, or takes no jobs any more from this maker.
         """
         number = first
         for chunk in _chunks(jobs, ADD_CHUNK):
-            args = chain.from_iterable((number + i, job.record()) for i, job in enumerate(chunk))
-            if await self._call("add", run_id, args) == -1:
+            records = ((number + i, job.record()) for i, job in enumerate(chunk))
+            if await self._call("add", run_id, [maker, *chain.from_iterable(records)]) == -1:
                 raise RunNotFoundError(run_id)
             number += len(chunk)
         return number - first
 
-    async def start(self, run_id: str, total: int) -> bool:
-        """Let the workers at the run. Returns False unless exactly `total` jobs were added."""
-        return bool(await self._call("start", run_id, [total]))
+    async def start(self, run_id: str, total: int, *, maker: str = "") -> bool:
+        """Let the workers at the run.
 
-    async def keep(self, run_id: str, pools: Iterable[Kept]) -> None:
+        Returns:
+            False unless exactly `total` jobs were added, and the maker still has the run.
+        """
+        return bool(await self._call("start", run_id, [maker, total]))
+
+    async def keep(self, run_id: str, pools: Iterable[Kept], *, maker: str = "") -> None:
         """Note the pools that the run's plan keeps, so that the plan can be explained later.
 
         Raises:
-            RunNotFoundError: the run is not there or takes no jobs any more.
+            RunNotFoundError: the run is not there, or takes nothing any more from this maker.
         """
         noted = 0
         for chunk in _chunks(pools, ADD_CHUNK):
-            args = [noted, *(pool.record() for pool in chunk)]
+            args = [maker, noted, *(pool.record() for pool in chunk)]
             if await self._call("keep", run_id, args) == -1:
                 raise RunNotFoundError(run_id)
             noted += len(chunk)
@@ -143,19 +172,23 @@ class Ledger:
         *,
         state: RunState = RunState.ABORTED,
         min_age_s: float = 0,
+        maker: str = "",
     ) -> bool:
         """End a run that was never started.
 
         Args:
             run_id: the run.
             reason: why, for the record.
-            state: `ABORTED`, or `BRAKED` if a brake held it.
-            min_age_s: leave it if it was created less than so many seconds ago.
+            state: `ABORTED`, `BRAKED` if a brake held it, or `PLANNED` if no more was wanted: then
+                its jobs stay, as what would have been deleted.
+            min_age_s: leave it if it was planned less than so many seconds ago.
+            maker: leave it if it is another maker's; empty: end it whoever makes it.
 
         Returns:
             Whether it was ended.
         """
-        return bool(await self._call("abort", run_id, [round(min_age_s * 1000), state, reason]))
+        args = [maker, round(min_age_s * 1000), state, reason]
+        return bool(await self._call("abort", run_id, args))
 
     async def hold_project(self, endpoint: str, project_id: str, run_id: str) -> str | None:
         """Have a project to itself for a run, until the run has ended. Create the run first.
@@ -241,7 +274,7 @@ class Ledger:
         return int(await self._call("reclaim", run_id, [limit, max_attempts]))
 
     async def cancel(self, run_id: str) -> bool:
-        """Cancel what no worker has claimed. Returns False if the run is not running."""
+        """Cancel what no worker has claimed. Returns False if the run has ended."""
         first = left = await self._call("cancel", run_id, [CANCEL_CHUNK])
         while left > 0:
             left = await self._call("cancel", run_id, [CANCEL_CHUNK])

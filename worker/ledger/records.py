@@ -26,14 +26,17 @@ class JobState(StrEnum):
 
 
 class RunState(StrEnum):
-    """The states of a run: it takes jobs, executes them, and ends; or was never started, because
-    its maker stopped (`aborted`) or a brake held it (`braked`)."""
+    """The states of a run: it may wait to be planned, takes jobs, executes them, and ends; or was
+    never started, because its maker stopped or somebody cancelled it (`aborted`), because a brake
+    held it (`braked`), or because only its plan was wanted (`planned`)."""
 
+    QUEUED = "queued"
     CREATING = "creating"
     RUNNING = "running"
     FINISHED = "finished"
     ABORTED = "aborted"
     BRAKED = "braked"
+    PLANNED = "planned"
 
 
 class Source(StrEnum):
@@ -83,6 +86,7 @@ class NewJob:
         created: the pool's creationTimestamp when it was chosen; empty: no precondition.
         fingerprint: the fingerprint of the pool when it was chosen; empty: no precondition.
         chosen: why it was chosen.
+        check_nodes: whether nobody has looked yet how its nodes are paid for.
     """
 
     project_id: str
@@ -91,6 +95,7 @@ class NewJob:
     created: str = ""
     fingerprint: str = ""
     chosen: str = ""
+    check_nodes: bool = False
 
     def record(self) -> str:
         """The job's first record."""
@@ -103,6 +108,7 @@ class NewJob:
                 "fingerprint": self.fingerprint,
                 "chosen": self.chosen,
                 "state": JobState.PENDING,
+                **({"check_nodes": True} if self.check_nodes else {}),
             },
             ensure_ascii=False,
             separators=(",", ":"),
@@ -121,6 +127,7 @@ class Job:
     created: str
     fingerprint: str
     chosen: str
+    check_nodes: bool
     state: JobState
     reason: str
     due_ms: int
@@ -146,6 +153,7 @@ class Job:
             created=record["created"],
             fingerprint=record["fingerprint"],
             chosen=record["chosen"],
+            check_nodes=record.get("check_nodes", False),
             state=JobState(record["state"]),
             reason=record.get("reason", ""),
             due_ms=record.get("due", 0),
@@ -224,6 +232,8 @@ class NewRun:
         reason: why, in their words.
         verify: whether a job ends only when its pool is seen to be gone.
         policy: the policy that it carries out; empty: none.
+        client: the client of the intake that asked for it; empty: none.
+        selector: what its pools were chosen by, as JSON; empty: by name, or by the policy.
         projects: the projects that its pools are in.
         max_failures: more failed jobs than this stop the rest of it; None: any number may fail.
         max_failure_percent: a larger share of the jobs tried, of ten or more, stops it too.
@@ -236,6 +246,8 @@ class NewRun:
     reason: str = ""
     verify: bool = True
     policy: str = ""
+    client: str = ""
+    selector: str = ""
     projects: tuple[str, ...] = ()
     max_failures: int | None = None
     max_failure_percent: float | None = None
@@ -249,6 +261,8 @@ class NewRun:
             "reason": self.reason or None,
             "verify": int(self.verify),
             "policy": self.policy or None,
+            "client": self.client or None,
+            "selector": self.selector or None,
             "projects": " ".join(self.projects) or None,
             "max_failures": self.max_failures,
             "max_failure_percent": self.max_failure_percent,
@@ -267,10 +281,13 @@ class Run:
     reason: str
     verify: bool
     policy: str
+    client: str
+    selector: str
     projects: tuple[str, ...]
     state: RunState
     total: int
     created_ms: int
+    planned_ms: int
     started_ms: int
     finished_ms: int
     cancelled_ms: int
@@ -289,7 +306,7 @@ class Run:
     @property
     def ended(self) -> bool:
         """Whether nothing more will happen to it."""
-        return self.state not in (RunState.CREATING, RunState.RUNNING)
+        return self.state not in {RunState.QUEUED, RunState.CREATING, RunState.RUNNING}
 
     @classmethod
     def parse(cls, run_id: str, fields: dict[str, str]) -> Run:
@@ -302,10 +319,13 @@ class Run:
             reason=fields.get("reason", ""),
             verify=fields["verify"] == "1",
             policy=fields.get("policy", ""),
+            client=fields.get("client", ""),
+            selector=fields.get("selector", ""),
             projects=tuple(fields.get("projects", "").split()),
             state=RunState(fields["state"]),
             total=int(fields["total"]),
             created_ms=int(fields["created_ms"]),
+            planned_ms=int(fields.get("planned_ms", fields["created_ms"])),
             started_ms=int(fields.get("started_ms", 0)),
             finished_ms=int(fields.get("finished_ms", 0)),
             cancelled_ms=int(fields.get("cancelled_ms", 0)),

@@ -18,6 +18,7 @@ from worker.modelarts.pool import (
     UnreadablePoolError,
     UnreadableTagsError,
     node_billing,
+    nodes_obstacle,
 )
 from worker.modelarts.precondition import Precondition, changes
 
@@ -47,6 +48,7 @@ __all__ = [
     "classify",
     "make_authenticator",
     "node_billing",
+    "nodes_obstacle",
     "validate_pool_name",
     "validate_project_id",
 ]

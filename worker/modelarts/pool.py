@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 from pydantic import ValidationError
 
 from worker.modelarts.answers import printable
-from worker.modelarts.schema import Node, PoolDocument, PoolSpec, ResourceSpec, Tag
+from worker.modelarts.schema import Metadata, Node, PoolDocument, PoolSpec, ResourceSpec, Tag
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -236,6 +236,36 @@ def node_billing(node: Node) -> Billing:
     Source: the API document, DELETE.
     """
     return _billing(_mapping(getattr(node.metadata, "annotations", None)))
+
+
+def nodes_obstacle(nodes: Iterable[Node]) -> str:
+    """What keeps a postpaid pool from being deleted because of how its nodes are paid for.
+
+    Args:
+        nodes: all of its nodes.
+
+    Returns:
+        The reason, as a phrase about the pool; empty: nothing.
+
+    Source: the API document, DELETE.
+    """
+    doubt = ""
+    for node in nodes:
+        billing = node_billing(node)
+        if billing is Billing.PREPAID:
+            return "it has prepaid nodes: unsubscribe these first"
+        if billing is Billing.UNKNOWN and not _says_nothing(node):
+            doubt = "the billing mode of a node is unknown"
+    return doubt
+
+
+def _says_nothing(node: Node) -> bool:
+    """Whether a node says nothing of how it is paid for: then it is as its pool is."""
+    metadata = node.metadata
+    annotations = metadata.annotations if isinstance(metadata, Metadata) else metadata
+    return annotations is None or (
+        isinstance(annotations, dict) and BILLING_ANNOTATION not in annotations
+    )
 
 
 def _billing(annotations: Mapping[str, Any]) -> Billing:

@@ -1,6 +1,11 @@
 -- Cancels a run: jobs not yet claimed end here, those under way end as they end.
 -- ARGV: how many jobs at most in this call. Returns how many are left to cancel,
--- or -1 if the run is not running.
+-- or -1 if the run has ended.
+if run.state == 'queued' or run.state == 'creating' then
+  redis.call('HSET', RUN, 'cancelled_ms', NOW)
+  give_up('aborted', 'the run was cancelled before it started')
+  return 0
+end
 if run.state ~= 'running' then return -1 end
 if not run.cancelled_ms then
   redis.call('HSET', RUN, 'cancelled_ms', NOW)

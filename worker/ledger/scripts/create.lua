@@ -1,5 +1,15 @@
--- Opens a run that takes jobs but executes none yet.
--- ARGV: field, value, ... of the run. Returns 1, or 0 if there is such a run already.
-if run.state then return 0 end
-redis.call('HSET', RUN, 'state', 'creating', 'created_ms', NOW, 'total', 0, unpack(ARGV))
+-- Opens a run that takes jobs but executes none yet, or has it wait to be planned.
+-- ARGV: state ('creating' or 'queued'), maker, field, value, ... of the run.
+-- A run that waits, or that another maker was cut off at, is begun anew by this one: what the
+-- other had added is dropped, and what it still adds is refused.
+-- Returns 1, or 0 if there is such a run already and it is past this.
+local to, maker = ARGV[1], ARGV[2]
+if run.state and (to == 'queued' or (run.state ~= 'queued' and run.state ~= 'creating')) then
+  return 0
+end
+if run.state == 'creating' and run.maker == maker then return 1 end
+redis.call('UNLINK', JOBS, WAITING, KEPT)
+redis.call('HSETNX', RUN, 'created_ms', NOW)
+redis.call('HSET', RUN, 'state', to, 'maker', maker, 'planned_ms', NOW, 'total', 0,
+  unpack(ARGV, 3))
 return 1

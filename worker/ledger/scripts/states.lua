@@ -6,6 +6,7 @@ local OUTCOME = {
   accepted = KEYS[7], deleted = KEYS[8], already_deleted = KEYS[9],
   skipped = KEYS[10], failed = KEYS[11], cancelled = KEYS[12],
 }
+local KEPT = KEYS[13]
 -- What a worker may record; into `leased` leads only the claim.
 local MOVES = {
   leased = {
@@ -26,7 +27,8 @@ local run = {}
 do
   local names = {
     'state', 'total', 'verify', 'cancelled_ms', 'braked_ms', 'note', 'retention_s',
-    'max_failures', 'max_failure_percent',
+    'max_failures', 'max_failure_percent', 'maker', 'created_ms', 'planned_ms',
+    'started_ms',
   }
   local values = redis.call('HMGET', RUN, unpack(names))
   for i, name in ipairs(names) do run[name] = values[i] end
@@ -113,7 +115,12 @@ local function brake(final)
   redis.call('HSET', RUN, 'cancelled_ms', NOW, 'braked_ms', NOW, 'note', note)
 end
 
--- Writes the counts; ends the run when its last job is final, from when on its records age.
+-- From when a run has ended, its records age.
+local function age()
+  for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, run.retention_s) end
+end
+
+-- Writes the counts; ends the run when its last job is final.
 local function settle_counts()
   for state, by in pairs(counts) do
     if by ~= 0 then redis.call('HINCRBY', RUN, 'jobs:' .. state, by) end
@@ -126,6 +133,19 @@ local function settle_counts()
   brake(final)
   if final == tonumber(run.total) then
     redis.call('HSET', RUN, 'state', 'finished', 'finished_ms', NOW)
-    for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, run.retention_s) end
+    age()
   end
+end
+
+-- Ends a run that was never started; its jobs stay only as what a dry run would have deleted.
+local function give_up(state, note)
+  redis.call('HSET', RUN, 'state', state, 'finished_ms', NOW, 'note', note)
+  if state == 'braked' then redis.call('HSET', RUN, 'braked_ms', NOW) end
+  if state == 'planned' then
+    local total = redis.call('HLEN', JOBS)
+    redis.call('HSET', RUN, 'total', total, 'jobs:pending', total)
+  else
+    redis.call('UNLINK', JOBS, WAITING)
+  end
+  age()
 end
