@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING
@@ -63,6 +63,10 @@ class Order:
     client: str = ""
     selector: str = ""
     dry_run: bool = False
+
+    def braked_by(self, brakes: Brakes) -> Order:
+        """The same order, with what stops its run midway."""
+        return replace(self, brakes=brakes)
 
     def new_run(self, run_id: str, projects: Iterable[str]) -> NewRun:
         """The run that it asks for, as it is opened in the ledger.
@@ -158,15 +162,18 @@ async def dispatch(
         return await ledger.run(run_id)
     try:
         await ledger.keep(run_id, kept_by(plans), maker=maker)
+        if order.dry_run:
+            await ledger.add(run_id, jobs_of(plans), maker=maker)
+            note = "a dry run: nothing was deleted"
+            if brake:
+                note += f"; a brake would hold it: {brake}"
+            await ledger.abort(run_id, note, state=RunState.PLANNED, maker=maker)
+            return await ledger.run(run_id)
         brake = brake or await _other_run(plans, order, run_id, ledger)
         if brake:
             await ledger.abort(run_id, brake, state=RunState.BRAKED, maker=maker)
             return await ledger.run(run_id)
         total = await ledger.add(run_id, jobs_of(plans), maker=maker)
-        if order.dry_run:
-            note = "a dry run: nothing was deleted"
-            await ledger.abort(run_id, note, state=RunState.PLANNED, maker=maker)
-            return await ledger.run(run_id)
         if not await ledger.start(run_id, total, maker=maker):
             raise RunNotFoundError(run_id)
     except Exception:
@@ -181,7 +188,7 @@ async def dispatch(
 async def _other_run(
     plans: Sequence[Plan], order: Order, run_id: str, ledger: Ledger
 ) -> str | None:
-    if order.alone and not order.dry_run and any(plan.deletions for plan in plans):
+    if order.alone and any(plan.deletions for plan in plans):
         for plan in plans:
             holder = await ledger.hold_project(order.endpoint, plan.project_id, run_id)
             if holder is not None:

@@ -831,15 +831,23 @@ for _model in (All, Any_, Not):
     _model.model_rebuild()
 
 
-def windows(matcher: Matcher) -> list[timedelta]:
-    """The windows over which a matcher looks at utilisation."""
+SHORTEST_WINDOW = timedelta(hours=1)
+
+
+def longest_window(parts: Iterable[Matcher]) -> timedelta:
+    """How far back matchers look at utilisation; an hour if they do not."""
+    found = (window for part in parts for window in _windows(part))
+    return max(found, default=SHORTEST_WINDOW)
+
+
+def _windows(matcher: Matcher) -> list[timedelta]:
     match matcher:
         case All():
-            return [window for each in matcher.all for window in windows(each)]
+            return [window for each in matcher.all for window in _windows(each)]
         case Any_():
-            return [window for each in matcher.any for window in windows(each)]
+            return [window for each in matcher.any for window in _windows(each)]
         case Not():
-            return windows(matcher.not_)
+            return _windows(matcher.not_)
         case Utilisation():
             return [matcher.utilisation.over]
         case _:

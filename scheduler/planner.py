@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from scheduler.facts import Fact, Facts
+from scheduler.listings import Listings
 from scheduler.selection import Decision, Rules, select
 from worker.modelarts import ApiError, VerdictKind
 from worker.modelarts.activity import parse_usage, period_for
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
     from scheduler.idleness import Idleness
     from scheduler.marks import Veto
     from worker.limiter import Limiter
-    from worker.modelarts import ModelArtsClient, Pool
+    from worker.modelarts import Pool
+    from worker.modelarts.client import ModelArtsClient
 
 AT_ONCE = 20
 """Reads of single pools under way at once."""
@@ -86,7 +89,8 @@ class Planner:
         client: the API.
         limiter: reads count as calls too.
         idleness: remembers since when pools are idle; None: nothing is remembered.
-        window: how far back utilisation is asked for.
+        listing_max_age_s: for how long several plans share one listing of a project; 0: each
+            lists anew.
     """
 
     def __init__(
@@ -94,12 +98,13 @@ class Planner:
         client: ModelArtsClient,
         limiter: Limiter,
         idleness: Idleness | None,
-        window: timedelta,
+        *,
+        listing_max_age_s: float = 0,
     ) -> None:
         self._client = client
         self._limiter = limiter
         self._idleness = idleness
-        self._window = window
+        self._listings = Listings(client, limiter, max_age_s=listing_max_age_s)
         self._at_once = asyncio.Semaphore(AT_ONCE)
 
     async def plan(
@@ -123,15 +128,14 @@ class Planner:
         Raises:
             ApiError, AuthError: the pools cannot be listed.
         """
-        await self._limiter.permit(project_id)
-        listing = await self._client.list_pools(project_id)
+        listing = await self._listings.of(project_id)
         facts = [Facts(pool) for pool in listing.pools]
         place = {there.pool.pool_id: number for number, there in enumerate(facts)}
         decisions = select(facts, rules, now, vetoes)
         # Each round reads what is missing, so there are no more rounds than kinds of facts.
         while any(decision.needs for decision in decisions):
             read = [
-                self._read(project_id, facts[place[decision.pool.pool_id]], fact, now)
+                self._read(project_id, facts[place[decision.pool.pool_id]], fact, now, rules.window)
                 for decision in decisions
                 for fact in sorted(decision.needs)
             ]
@@ -157,13 +161,13 @@ class Planner:
         )
 
     async def _read(
-        self, project_id: str, facts: Facts, fact: Fact, now: datetime
+        self, project_id: str, facts: Facts, fact: Fact, now: datetime, window: timedelta
     ) -> tuple[str, dict[str, Any]]:
         pool_id = facts.pool.pool_id
         read: dict[Fact, Callable[[str, str], Awaitable[Any]]] = {
             Fact.NODES: self._client.list_nodes,
             Fact.WORKLOADS: self._client.list_workloads,
-            Fact.USAGE: self._usage,
+            Fact.USAGE: partial(self._usage, window),
         }
         async with self._at_once:
             await self._limiter.permit(project_id)
@@ -178,11 +182,9 @@ class Planner:
             changes["idle_since"] = await self._idleness.seen(project_id, facts.pool, found, now)
         return pool_id, changes
 
-    async def _usage(self, project_id: str, pool_id: str) -> Any:
-        period = period_for(self._window)
-        document = await self._client.monitor(
-            project_id, pool_id, window=self._window, period=period
-        )
+    async def _usage(self, window: timedelta, project_id: str, pool_id: str) -> Any:
+        period = period_for(window)
+        document = await self._client.monitor(project_id, pool_id, window=window, period=period)
         return parse_usage(document, period)
 
 

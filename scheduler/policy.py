@@ -26,7 +26,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import PydanticCustomError
 
 from scheduler.durations import Duration, format_duration
-from scheduler.matchers import Matcher, windows
+from scheduler.matchers import Matcher
 from worker.projects import EACH_ID_ONCE, SECRET_FIELDS, Project, SecretRef
 from worker.yaml_source import YamlError, YamlSource, parse_yaml, read_yaml
 
@@ -222,12 +222,6 @@ class Policy(_Part):
         if value < SHORTEST_CATCH_UP:
             raise PydanticCustomError("catch_up", "1m or more is accepted")
         return value
-
-    @property
-    def window(self) -> timedelta:
-        """How far back its matchers look at utilisation; an hour if they do not."""
-        parts = [self.match] if self.protect is None else [self.match, self.protect]
-        return max((each for part in parts for each in windows(part)), default=timedelta(hours=1))
 
     @property
     def zone(self) -> ZoneInfo:

@@ -28,8 +28,8 @@ from worker.yaml_source import YamlError
 
 if TYPE_CHECKING:
     from scheduler.announcer import Announcer
+    from scheduler.file_watch import FileWatch
     from scheduler.policy import Policy, PolicyFile
-    from scheduler.policy_watch import PolicyWatch
     from scheduler.sweep import Office, Swept
 
 LEADER_S = 5.0
@@ -50,7 +50,7 @@ class Rota:
         watch: the policy file.
     """
 
-    def __init__(self, office: Office, announcer: Announcer, watch: PolicyWatch) -> None:
+    def __init__(self, office: Office, announcer: Announcer, watch: FileWatch[PolicyFile]) -> None:
         self._office = office
         self._announcer = announcer
         self._watch = watch
@@ -96,7 +96,7 @@ class Rota:
             self._led = True
         scheduled = {
             name: policy
-            for name, policy in self._watch.policies.policies.items()
+            for name, policy in self._watch.current.policies.items()
             if policy.schedule is not None
         }
         for name, policy in scheduled.items():
@@ -127,7 +127,7 @@ class Rota:
 
     def _state(self) -> dict[str, object]:
         now = datetime.now(UTC)
-        nights = next_nights(self._watch.policies, now)
+        nights = next_nights(self._watch.current, now)
         return {
             "leader": self._name,
             "path": str(self._watch.path),
@@ -144,7 +144,7 @@ class Rota:
             log.error("policies_rejected", path=path, reasons=error.sentences)
             return
         if changed:
-            found = self._watch.policies
+            found = self._watch.current
             directory = Directory(self._office.directory.settings, found.projects)
             self._office = replace(self._office, directory=directory)
             self._announcer.channels = found.notifications
@@ -189,7 +189,7 @@ class Rota:
 
     def _begin(self, night: Night, policy: Policy) -> None:
         # The policies as they are now: a change does not reach into a night that has begun.
-        work = self._night(night, policy, self._watch.policies, self._office)
+        work = self._night(night, policy, self._watch.current, self._office)
         task = asyncio.create_task(work)
         self._sweeps[night.policy] = task
         task.add_done_callback(lambda _: self._sweeps.pop(night.policy, None))
@@ -254,7 +254,7 @@ class Rota:
         # Planning takes its time, in which this process may have been paused.
         if not await self._leadership.leads():
             raise NotLeadingError
-        swept = await carry_out(
+        return await carry_out(
             office,
             night.policy,
             policy,
@@ -263,9 +263,6 @@ class Rota:
             requester=f"policy {night.policy}",
             run_id=run_id,
         )
-        if swept.run.state is RunState.ABORTED:
-            raise RunNotFoundError(swept.run.run_id)
-        return swept
 
     async def _announce(self, name: str, policy: Policy, swept: Swept) -> None:
         """Have a sweep told; what goes wrong here is no failure of the sweep.
@@ -274,7 +271,6 @@ class Rota:
             RedisError: it is to be told again.
         """
         try:
-            # Not before: a half-made run is made again by another id, and only that one is told.
             if swept.run.total:  # a night with nothing to delete is no news
                 await self._announcer.expect(swept.run.run_id, name, policy)
             await self._announcer.swept(policy, swept)

@@ -20,7 +20,7 @@ from worker.modelarts.answers import printable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
     from scheduler.marks import Veto
     from scheduler.matchers import Matcher
@@ -64,6 +64,7 @@ class Rules:
         allow_shared: whether shared and public pools may go.
         nodes_later: whether the worker is to look how the nodes are paid for, just before its
             call, rather than the plan: a plan over thousands of pools would take hours for it.
+        window: how far back utilisation is asked for.
     """
 
     match: Find
@@ -71,6 +72,7 @@ class Rules:
     allow_busy: bool = False
     allow_shared: bool = False
     nodes_later: bool = False
+    window: timedelta = matchers.SHORTEST_WINDOW
 
 
 def matching(
@@ -81,11 +83,13 @@ def matching(
     allow_shared: bool = False,
 ) -> Rules:
     """Rules for the pools that a matcher finds; see `Rules`."""
+    parts = [match] if protect is None else [match, protect]
     return Rules(
         match=lambda facts, now: matchers.find(match, facts, now),
         protect=None if protect is None else lambda facts, now: matchers.find(protect, facts, now),
         allow_busy=allow_busy,
         allow_shared=allow_shared,
+        window=matchers.longest_window(parts),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from scheduler import marks
@@ -23,6 +23,7 @@ from worker.modelarts_client import make_client, make_limiter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
+    from datetime import timedelta
 
     from redis.asyncio import Redis
 
@@ -49,21 +50,21 @@ class Office:
 
     @contextlib.asynccontextmanager
     async def planner(
-        self, project_id: str, *, window: timedelta = timedelta(hours=1)
+        self, endpoint: str, *, listing_max_age_s: float = 0
     ) -> AsyncIterator[Planner]:
-        """What plans over a project.
+        """What plans over the projects of an endpoint.
 
         Args:
-            project_id: the project.
-            window: how far back utilisation is asked for.
+            endpoint: the base URL of the API.
+            listing_max_age_s: for how long several plans share one listing of a project.
 
         Raises:
-            SettingsError: the project's endpoint or credentials are missing or not usable.
+            SettingsError: credentials are missing or not usable.
         """
-        endpoint = self.endpoint(project_id)
         limiter = make_limiter(self.directory, self.redis, endpoint)
         async with make_client(self.directory, self.redis, endpoint) as client:
-            yield Planner(client, limiter, Idleness(self.redis, endpoint), window)
+            idleness = Idleness(self.redis, endpoint)
+            yield Planner(client, limiter, idleness, listing_max_age_s=listing_max_age_s)
 
     def feed(self, endpoint: str) -> Feed:
         """What sends the batches of runs at an endpoint."""
@@ -99,7 +100,6 @@ async def plan_project(
     rules: Rules,
     now: datetime,
     *,
-    window: timedelta = timedelta(hours=1),
     named: Sequence[str] | None = None,
 ) -> Plan:
     """Plan over a project. Writes nothing to the cloud.
@@ -109,21 +109,21 @@ async def plan_project(
         project_id: the project.
         rules: what is weighed.
         now: an aware time.
-        window: how far back utilisation is asked for.
         named: the ids of the only pools to be in the plan; None: all.
 
     Raises:
         ApiError, AuthError: the pools cannot be listed.
         SettingsError: the project cannot be reached as configured.
     """
-    vetoes = await marks.Vetoes(office.redis, office.endpoint(project_id)).of(project_id, now)
-    async with office.planner(project_id, window=window) as planner:
+    endpoint = office.endpoint(project_id)
+    vetoes = await marks.Vetoes(office.redis, endpoint).of(project_id, now)
+    async with office.planner(endpoint) as planner:
         return await planner.plan(project_id, rules, now, vetoes=vetoes, named=named)
 
 
 async def plan_policy(office: Office, policy: Policy, project_id: str, now: datetime) -> Plan:
     """Plan what a policy would do in a project; see `plan_project`."""
-    return await plan_project(office, project_id, rules_of(policy), now, window=policy.window)
+    return await plan_project(office, project_id, rules_of(policy), now)
 
 
 async def carry_out(

@@ -93,6 +93,12 @@ class Settings(BaseSettings):
     """YAML file with `projects:` that have an endpoint, credentials or limits of their own."""
     policies_file: Path | None = None
     """YAML file of policies, for the scheduler and the commands that read policies."""
+    clients_file: Path | None = None
+    """YAML file of the clients that the intake takes requests from."""
+    intake_host: str = "127.0.0.1"
+    intake_port: int = Field(default=8080, ge=0, le=65_535)
+    intake_tls_cert: Path | None = None
+    intake_tls_key: Path | None = None
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "console"] = "auto"

@@ -7,6 +7,8 @@ import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TextIO
 
+from worker.ledger import RunState
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
@@ -62,6 +64,8 @@ def run_record(run: Run) -> dict[str, Any]:
         "run_id": run.run_id,
         "source": run.source,
         "policy": run.policy or None,
+        "client": run.client or None,
+        "selector": json.loads(run.selector) if run.selector else None,
         "projects": list(run.projects),
         "requester": run.requester,
         "reason": run.reason,
@@ -72,6 +76,7 @@ def run_record(run: Run) -> dict[str, Any]:
         "done": run.done,
         "counts": {state: count for state, count in run.counts.items() if count},
         "created_at": timestamp(run.created_ms),
+        "planned_at": None if run.state is RunState.QUEUED else timestamp(run.planned_ms),
         "started_at": timestamp(run.started_ms),
         "finished_at": timestamp(run.finished_ms),
         "cancelled_at": timestamp(run.cancelled_ms),

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from scheduler import policy as policies
 from scheduler.almanac import Almanac, Night, NightState
 from scheduler.announcer import Announcer
-from scheduler.policy_watch import PolicyWatch
+from scheduler.file_watch import FileWatch
 from scheduler.rota import Rota
 from scheduler.sweep import Office
 from tests.conftest import until
@@ -180,10 +181,10 @@ class Stage:
     async def rota(self) -> AsyncIterator[Rota]:
         """A scheduler's rota in this process, without Celery: for what does not depend on it."""
         redis = connect(self.settings)
-        watch = PolicyWatch(self.path)
+        watch = FileWatch(self.path, policies.load)
         ledger = Ledger(redis)
-        announcer = Announcer(redis, ledger, watch.policies.notifications)
-        directory = Directory(self.settings, watch.policies.projects)
+        announcer = Announcer(redis, ledger, watch.current.notifications)
+        directory = Directory(self.settings, watch.current.projects)
         made = Rota(Office(directory, redis, ledger), announcer, watch)
         try:
             yield made

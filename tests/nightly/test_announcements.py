@@ -156,12 +156,12 @@ async def test_a_night_that_failed_is_told_once_though_it_is_done_again(
             await steps(rota, filed)
 
         async def delivered() -> bool:
-            return bool(receiver.events) and not await stage.redis.exists(keys.NOTICES)
+            return bool(receiver.events) and not await stage.redis.exists(keys.notices("outbox"))
 
         await steps(rota, delivered)
     assert receiver.of("night") == ["failed"]
     # It owes no word about a run that there never was.
-    assert await stage.redis.hgetall(keys.WATCHED) == {}
+    assert await stage.redis.hgetall(keys.watched("outbox")) == {}
 
 
 def test_a_failed_sweep_is_told_in_one_sentence_of_bounded_length() -> None:

@@ -15,7 +15,7 @@ from scheduler.sweep import night_run_id
 from tests.conftest import until
 from tests.nightly.conftest import BY, last_night, policy, steps
 from tests.worker.conftest import is_list, refused
-from worker.ledger import NewRun, RunState, Source, keys
+from worker.ledger import NewJob, NewRun, RunState, Source, keys
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -257,26 +257,26 @@ async def test_the_next_leader_goes_on_and_the_last_one_lets_go(stage: Stage) ->
     assert (run.run_id, run.total) == (night_run_id("night", project.project_id, at), 2)
 
 
-async def test_a_half_made_run_is_given_up_and_made_again(stage: Stage) -> None:
+@pytest.mark.parametrize("given_up", [False, True])
+async def test_a_half_made_run_is_made_anew_by_the_same_id(stage: Stage, given_up: bool) -> None:
     project = stage.project("research", 2)
     at, schedule = last_night(timedelta(minutes=2))
     stage.write({"night": policy("research", schedule=schedule)})
     await stage.last_was("night", at, NightState.STARTED, f"{schedule} UTC")
     run_id = night_run_id("night", project.project_id, at)
-    await half_make(stage, run_id)
+    endpoint = stage.settings.api_endpoint.url
+    assert await stage.ledger.create(NewRun(run_id, Source.SCHEDULE, endpoint), maker="dead")
+    await stage.ledger.add(run_id, [NewJob(project.project_id, "half-made")], maker="dead")
+    if given_up:  # by the workers, after ten minutes
+        assert await stage.ledger.abort(run_id, "its maker stopped")
     async with stage.rota() as rota:
         await steps(rota, lambda: ended(stage))
-    states = {run.run_id: (run.state, run.total) for run in await stage.runs()}
-    assert states.pop(run_id)[0] is RunState.ABORTED
-    ((again, (state, total)),) = states.items()
-    assert (state, total) == (RunState.RUNNING, 2)
+    (run,) = await stage.runs()
+    assert (run.run_id, run.state, run.total, run.note) == (run_id, RunState.RUNNING, 2, "")
+    assert "half-made" not in {job.pool_name for job in await stage.ledger.jobs(run_id)}
+    assert await stage.redis.ttl(keys.run(run_id)) == -1, "nothing that goes on is forgotten"
     (night,) = await stage.past("night")
-    assert night.runs == {project.project_id: again}
-
-
-async def half_make(stage: Stage, run_id: str) -> None:
-    endpoint = stage.settings.api_endpoint.url
-    assert await stage.ledger.create(NewRun(run_id, Source.SCHEDULE, endpoint))
+    assert night.runs == {project.project_id: run_id}
 
 
 async def test_a_closed_rota_leaves_its_night_to_the_next(stage: Stage) -> None:
@@ -418,8 +418,7 @@ async def test_a_restarted_redis_is_waited_for_and_nothing_is_done_twice(stage: 
         await step
         await steps(rota, lambda: ended(stage))
     assert [night.at for night in await stage.past("night")] == [at]
-    runs = [run for run in await stage.runs() if run.state is not RunState.ABORTED]
-    assert [run.projects for run in runs] == [(project.project_id,)]
+    assert [run.projects for run in await stage.runs()] == [(project.project_id,)]
 
 
 async def test_a_policy_whose_night_goes_on_long_misses_those_meanwhile(stage: Stage) -> None:

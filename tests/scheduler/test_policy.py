@@ -15,6 +15,7 @@ from jsonschema import Draft202012Validator
 
 from scheduler import policy
 from scheduler.policy import Occasion, PolicyFile
+from scheduler.selection import rules_of
 from worker.yaml_source import YamlError, parse_yaml, read_yaml
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -120,7 +121,7 @@ def test_schedules_have_five_fields_or_six(schedule: str) -> None:
 def test_utilisation_is_asked_for_as_far_back_as_any_matcher_looks() -> None:
     def window(match: str, protect: str) -> timedelta:
         text = with_line(8, f"    match: {match}\n    protect: {protect}")
-        return policy.parse(text).policies["stale"].window
+        return rules_of(policy.parse(text).policies["stale"]).window
 
     def below(over: str) -> str:
         return f"{{utilisation: {{of: gpu, below: 5, over: {over}}}}}"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
+from aiohttp.web import json_response
 
 from tests.conftest import until
 from tests.worker.conftest import Runs, is_list, refused, settings_for, worker_here
@@ -216,3 +218,54 @@ async def test_a_job_without_precondition_needs_no_read(
         await asyncio.to_thread(worker.execute, run_id, range(5))
     assert await runs.check(run_id, cloud, project) == {JobState.ACCEPTED: 5}
     assert not cloud.reads
+
+
+async def test_nodes_that_the_plan_left_unread_are_looked_at_just_before_the_call(
+    cloud: Cloud, redis: Redis, server: RedisServer
+) -> None:
+    project = cloud.project(6)
+    settings = settings_for(cloud, server.url)
+    runs = Runs(redis, settings)
+    jobs = [replace(job, check_nodes=True) for job in project.jobs()]
+    run_id = await runs.make(jobs, verify=False, feed=False)
+    prepaid, gone, *plain = project.pools
+
+    def answer(request: web.Request) -> web.Response | None:
+        if not request.path.endswith("/nodes"):
+            return None
+        if gone in request.path:
+            return refused(404, "ModelArts.50015001", "pool not found")
+        mode = "1" if prepaid in request.path else "0"
+        annotations = {"os.modelarts/billing.mode": mode}
+        return json_response({"items": [{"metadata": {"annotations": annotations}}]})
+
+    cloud.gateway = answer
+    async with worker_here(settings) as worker:
+        await asyncio.to_thread(worker.execute, run_id, range(6))
+    found = {job.pool_name: job for job in await runs.jobs(run_id)}
+    assert (found[prepaid].state, found[prepaid].reason) == (
+        JobState.SKIPPED,
+        "it has prepaid nodes: unsubscribe these first",
+    )
+    assert found[gone].state is JobState.ALREADY_DELETED
+    assert {found[pool].state for pool in plain} == {JobState.ACCEPTED}
+    assert {pool for pool, _ in cloud.deletes} == set(plain)
+
+
+async def test_nodes_that_cannot_be_read_keep_the_pool(
+    cloud: Cloud, redis: Redis, server: RedisServer
+) -> None:
+    project = cloud.project(1)
+    settings = settings_for(cloud, server.url)
+    runs = Runs(redis, settings)
+    (job,) = project.jobs()
+    run_id = await runs.make([replace(job, check_nodes=True)], verify=False, feed=False)
+    cloud.gateway = lambda request: (
+        refused(403, "APIG.0305", "no") if request.path.endswith("/nodes") else None
+    )
+    async with worker_here(settings) as worker:
+        await asyncio.to_thread(worker.execute, run_id, [0])
+    (failed,) = await runs.jobs(run_id)
+    assert failed.state is JobState.FAILED
+    assert "could not be read before its deletion" in failed.reason
+    assert not cloud.deletes

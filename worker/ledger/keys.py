@@ -85,6 +85,31 @@ def marks(endpoint: str, project_id: str, policy: str) -> str:
     return f"{PREFIX}:{{marks:{endpoint}:{project_id}}}:{policy}"
 
 
+REQUESTS = f"{PREFIX}:{{intake}}:requests"
+"""HASH: run id -> the request that it is to be planned from (JSON), until it has been."""
+
+REQUESTS_DUE = f"{PREFIX}:{{intake}}:due"
+"""ZSET: the run ids of these, by the ms when they are planned next or their lease runs out."""
+
+REQUESTS_TRIED = f"{PREFIX}:{{intake}}:tried"
+"""HASH: run id -> how often its planning was begun and came to no end."""
+
+REQUESTS_TROUBLE = f"{PREFIX}:{{intake}}:trouble"
+"""HASH: run id -> why it could not be planned yet."""
+
+
+def idempotency(client: str, digest: str) -> str:
+    """STRING: the run id and the content's digest of a client's request with a certain key."""
+    return f"{PREFIX}:{{intake}}:idempotency:{client}:{digest}"
+
+
+STREAM = f"{PREFIX}:requests"
+"""STREAM: requests from other systems."""
+
+REJECTED = f"{{{STREAM}}}:rejected"
+"""STREAM: requests by the broker or the stream that were refused, with the reason. In the slot of
+`STREAM`, so that an entry moves from one to the other at once."""
+
 MARKED = f"{PREFIX}:{{marked}}"
 """SET: endpoint, project id and policy (JSON) of every HASH of marks."""
 
@@ -133,17 +158,31 @@ def limiter(endpoint: str, project_id: str) -> str:
     return f"{PREFIX}:{{limiter:{endpoint}:{project_id}}}"
 
 
-NOTICES = f"{PREFIX}:{{outbox}}:notices"
-"""HASH: channel|notice id -> a notice on its way and its attempts (JSON)."""
+def notices(room: str) -> str:
+    """HASH: channel|notice id -> a notice on its way and its attempts (JSON)."""
+    return f"{PREFIX}:{{{room}}}:notices"
 
-NOTICES_DUE = f"{PREFIX}:{{outbox}}:due"
-"""ZSET: the notices on their way, by the ms when they are sent next or their lease runs out."""
 
-NOTICES_POSTED = f"{PREFIX}:{{outbox}}:posted"
-"""ZSET: channel|notice id of all that was ever posted, by ms; kept for 30 days."""
+def notices_due(room: str) -> str:
+    """ZSET: the notices on their way, by the ms when they are sent next or their lease runs out."""
+    return f"{PREFIX}:{{{room}}}:due"
 
-UNDELIVERED = f"{PREFIX}:{{outbox}}:undelivered"
-"""LIST: the notices that were given up (JSON), the newest first."""
 
-WATCHED = f"{PREFIX}:{{outbox}}:watched"
-"""HASH: run that owes notices -> which channels want them (JSON)."""
+def notices_posted(room: str) -> str:
+    """ZSET: channel|notice id of all that was ever posted, by ms; kept for 30 days."""
+    return f"{PREFIX}:{{{room}}}:posted"
+
+
+def undelivered(room: str) -> str:
+    """LIST: the notices that were given up (JSON), the newest first."""
+    return f"{PREFIX}:{{{room}}}:undelivered"
+
+
+def watched(room: str) -> str:
+    """HASH: run that owes notices -> which channels want them (JSON)."""
+    return f"{PREFIX}:{{{room}}}:watched"
+
+
+def of_outbox(room: str) -> list[str]:
+    """The keys of the notices of one outbox, in the order in which its script expects them."""
+    return [notices(room), notices_due(room), notices_posted(room), undelivered(room)]

@@ -96,16 +96,17 @@ class Ledger:
     async def create(self, run: NewRun, *, maker: str = "") -> bool:
         """Open a run. It takes jobs, and executes none before `start`.
 
-        A run that waits to be planned, or that another maker is at, is taken over: what the other
-        has added is dropped, and it can add nothing more. So give the maker's name wherever two
-        may be at the same run, each time another.
+        A run that waits to be planned, or that another maker is at or was cut off at, is taken
+        over: what the other has added is dropped, and it can add nothing more. So give the maker's
+        name wherever two may be at the same run, each time another.
 
         Args:
             run: what is known of it.
             maker: who makes it; needed for every further step until it has started.
 
         Returns:
-            False if there is a run with this id that is past its making; it stays as it is.
+            False if there is a run with this id that is past its making, or was cancelled; it
+            stays as it is.
         """
         return await self._open(run, RunState.CREATING, maker)
 

@@ -16,8 +16,10 @@ _BASE_URL: Final = re.compile(
     (?: [/?\#] .* )?""",
     re.DOTALL,
 )
-_PROJECT_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-_POOL_NAME: Final = re.compile(r"[a-z][a-z0-9-]{34,61}[a-z0-9]")
+PROJECT_ID: Final = "^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
+"""A regular expression of project ids, as JSON Schema takes it too."""
+POOL_NAME: Final = "^[a-z][a-z0-9-]{34,61}[a-z0-9]$"
+"""One of pool ids (metadata.name)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ def validate_project_id(text: str) -> str:
     Raises:
         ValueError: one sentence saying what is wrong and what is accepted.
     """
-    if not _PROJECT_ID.fullmatch(text):
+    if not re.fullmatch(PROJECT_ID, text):
         raise ValueError(
             f"Project id {text!r} is not one; accepted: 1 to 64 letters, digits, hyphens and "
             "underscores, such as 0123456789abcdef0123456789abcdef."
@@ -103,7 +105,7 @@ def validate_pool_name(text: str) -> str:
 
     Source: the API document, DELETE, pool_name.
     """
-    if not _POOL_NAME.fullmatch(text):
+    if not re.fullmatch(POOL_NAME, text):
         raise ValueError(
             f"Pool id {text!r} is not one; accepted: the pool's metadata.name, 36 to 63 lowercase "
             "letters, digits and hyphens, starting with a letter and not ending with a hyphen."

@@ -1,0 +1,122 @@
+"""From plans to a run: what becomes of it, and in which order its jobs come."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pydantic import SecretStr
+
+from scheduler.dispatch import Order, dispatch, jobs_of
+from scheduler.planner import Plan
+from scheduler.selection import Decision
+from tests.sweep.conftest import document
+from worker.feed import Feed
+from worker.ledger import Ledger, RunState, Source
+from worker.modelarts import Pool
+from worker.settings import Settings
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+ENDPOINT = "https://modelarts.example.com"
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+
+
+def plan(project_id: str, going: int, *, staying: int = 0, **changes: Any) -> Plan:
+    decisions = [Decision(Pool.parse(document()), True, "expired") for _ in range(going)]
+    decisions += [Decision(Pool.parse(document()), False, "protected") for _ in range(staying)]
+    return Plan(project_id, ENDPOINT, decisions, NOW, len(decisions), **changes)
+
+
+def order(**changes: Any) -> Order:
+    return Order(ENDPOINT, Source.INTAKE, "somebody", **changes)
+
+
+class Broker:
+    """Takes batches, and remembers which."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[str, list[int]]] = []
+
+    async def __call__(self, run_id: str, numbers: list[int]) -> None:
+        self.batches.append((run_id, numbers))
+
+
+@pytest.fixture
+def ledger(redis_client: Redis) -> Ledger:
+    return Ledger(redis_client)
+
+
+@pytest.fixture
+def broker() -> Broker:
+    return Broker()
+
+
+@pytest.fixture
+def feed(ledger: Ledger, broker: Broker) -> Feed:
+    return Feed(ledger, broker, Settings(redis_url=SecretStr("redis://unused")))
+
+
+def test_projects_take_turns_and_each_keeps_its_order() -> None:
+    plans = [plan("a", 3), plan("b", 1, absent=["gone-1", "gone-2"]), plan("c", 0)]
+    jobs = list(jobs_of(plans))
+    assert [job.project_id for job in jobs] == ["a", "b", "a", "b", "a", "b"]
+    for each in plans:
+        wanted = [decision.pool.pool_id for decision in each.deletions] + list(each.absent)
+        assert [job.pool_name for job in jobs if job.project_id == each.project_id] == wanted
+
+
+def test_the_worker_is_to_look_at_nodes_that_the_plan_did_not() -> None:
+    inside = Decision(Pool.parse(document(parent="physical")), True, "asked for")
+    later = plan("a", 1, nodes_later=True, absent=["gone"])
+    jobs = list(
+        jobs_of([Plan("a", ENDPOINT, [*later.decisions, inside], NOW, 2, ["gone"], 0, True)])
+    )
+    assert [job.check_nodes for job in jobs] == [True, False, False]
+    assert not any(job.check_nodes for job in jobs_of([plan("a", 2)]))
+
+
+async def test_a_run_starts_whole_and_its_first_batch_is_sent(
+    ledger: Ledger, feed: Feed, broker: Broker
+) -> None:
+    run = await dispatch([plan("a", 2, staying=1)], order(), ledger=ledger, feed=feed)
+    assert (run.state, run.total, run.projects) == (RunState.RUNNING, 2, ("a",))
+    assert broker.batches == [(run.run_id, [0, 1])]
+    assert [kept.reason for kept in await ledger.kept(run.run_id)] == ["protected"]
+
+
+async def test_a_dry_run_shows_what_would_go_and_sends_nothing(
+    ledger: Ledger, feed: Feed, broker: Broker
+) -> None:
+    wanted = order(dry_run=True, alone=True)
+    run = await dispatch([plan("a", 2, staying=1)], wanted, ledger=ledger, feed=feed)
+    assert (run.state, run.total, run.done, run.ended) == (RunState.PLANNED, 2, 0, True)
+    assert [job.chosen for job in await ledger.jobs(run.run_id)] == ["expired"] * 2
+    assert len(await ledger.kept(run.run_id)) == 1
+    assert broker.batches == []
+    # It holds no project: another may have it.
+    assert await ledger.hold_project(ENDPOINT, "a", "other") is None
+    held = await dispatch([plan("a", 2)], wanted, ledger=ledger, feed=feed, brake="too many")
+    assert (held.state, held.total) == (RunState.PLANNED, 2)
+    assert held.note.endswith("a brake would hold it: too many")
+
+
+async def test_the_same_order_again_is_the_same_run(
+    ledger: Ledger, feed: Feed, broker: Broker
+) -> None:
+    first = await dispatch([plan("a", 2)], order(run_id="r"), ledger=ledger, feed=feed)
+    again = await dispatch([plan("a", 5)], order(run_id="r"), ledger=ledger, feed=feed)
+    assert (first.run_id, again.run_id, again.total) == ("r", "r", 2)
+    assert len(broker.batches) == 1
+
+
+async def test_a_run_that_was_cancelled_while_it_waited_is_not_made(
+    ledger: Ledger, feed: Feed, broker: Broker
+) -> None:
+    wanted = order(run_id="r")
+    assert await ledger.queue(wanted.new_run("r", ["a"]))
+    assert await ledger.cancel("r")
+    run = await dispatch([plan("a", 2)], wanted, ledger=ledger, feed=feed)
+    assert (run.state, run.total, broker.batches) == (RunState.ABORTED, 0, [])
