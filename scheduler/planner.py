@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from scheduler.facts import Fact, Facts
 from scheduler.listings import Listings
-from scheduler.selection import Decision, Rules, select
+from scheduler.selection import Decision, Rules, select, with_relatives
 from worker.modelarts import ApiError, VerdictKind
 from worker.modelarts.activity import parse_usage, period_for
 
@@ -129,7 +129,10 @@ class Planner:
             ApiError, AuthError: the pools cannot be listed.
         """
         listing = await self._listings.of(project_id)
-        facts = [Facts(pool) for pool in listing.pools]
+        pools = listing.pools
+        if named is not None:
+            pools = with_relatives(pools, frozenset(named))
+        facts = [Facts(pool) for pool in pools]
         place = {there.pool.pool_id: number for number, there in enumerate(facts)}
         decisions = select(facts, rules, now, vetoes)
         # Each round reads what is missing, so there are no more rounds than kinds of facts.

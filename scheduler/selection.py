@@ -154,6 +154,34 @@ def select(
     return found
 
 
+def with_relatives(pools: Sequence[Pool], ids: Collection[str]) -> list[Pool]:
+    """Of a project's pools those with certain ids, and all that decide about these: pure.
+
+    Args:
+        pools: all of one project's pools.
+        ids: which are meant.
+
+    Returns:
+        They, the pools that lie in them, and those that they lie in, in the given order.
+    """
+    inside: dict[str, set[str]] = {}
+    parents: dict[str, str] = {}
+    for pool in pools:
+        if pool.parent:
+            inside.setdefault(pool.parent, set()).add(pool.pool_id)
+            parents[pool.pool_id] = pool.parent
+    chosen = set(ids)
+    waiting = list(ids)
+    while waiting:
+        more = inside.get(waiting.pop(), set()) - chosen
+        chosen |= more
+        waiting += more
+    for pool_id in list(chosen):
+        while (pool_id := parents.get(pool_id, "")) and pool_id not in chosen:
+            chosen.add(pool_id)
+    return [pool for pool in pools if pool.pool_id in chosen]
+
+
 def decide(facts: Facts, rules: Rules, now: datetime, vetoes: Mapping[str, Veto]) -> Decision:
     """Decide about one pool by itself, whatever becomes of the others.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import EqualJitterBackoff
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 SOCKET_TIMEOUT_S = 10.0
 RETRIES = 6
+MOST_CONNECTIONS = 50
 
 
 def connect(settings: Settings) -> Redis:
@@ -28,8 +29,11 @@ def connect(settings: Settings) -> Redis:
     Returns:
         A client whose answers are text.
     """
-    return Redis.from_url(
+    # Whoever finds all connections in use waits for one, where the usual pool would fail.
+    pool: ConnectionPool = BlockingConnectionPool.from_url(
         settings.redis_location,
+        max_connections=MOST_CONNECTIONS,
+        timeout=SOCKET_TIMEOUT_S,
         decode_responses=True,
         socket_timeout=SOCKET_TIMEOUT_S,
         socket_connect_timeout=SOCKET_TIMEOUT_S / 2,
@@ -38,3 +42,4 @@ def connect(settings: Settings) -> Redis:
         encoding_errors="replace",
         client_name="poolsweep",
     )
+    return Redis.from_pool(pool)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -118,9 +119,12 @@ class Planning:
                 if waiting.run_id not in self._tasks:
                     task = asyncio.create_task(self._attend(waiting, stack))
                     self._tasks[waiting.run_id] = task
-                    task.add_done_callback(lambda _, ended=waiting.run_id: self._tasks.pop(ended))
+                    task.add_done_callback(partial(self._ended, waiting.run_id))
             if len(taken) < room:
                 return
+
+    def _ended(self, run_id: str, _: asyncio.Task[None]) -> None:
+        del self._tasks[run_id]
 
     async def _attend(self, waiting: Waiting, stack: contextlib.AsyncExitStack) -> None:
         event = log.bind(run_id=waiting.run_id)

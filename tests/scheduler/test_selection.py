@@ -25,6 +25,7 @@ from scheduler.selection import (
     rules_of,
     select,
     totals,
+    with_relatives,
 )
 from tests.modelarts.pool_documents import (
     BILLING,
@@ -613,6 +614,27 @@ def test_every_pool_that_goes_comes_after_its_subpools(fleet: list[Facts]) -> No
     for child, place in order.items():
         if parents[child] in order:
             assert place < order[parents[child]]
+
+
+@patient
+@given(fleets, st.data())
+def test_a_few_pools_are_decided_about_without_all_the_others(
+    fleet: list[Facts], data: st.DataObject
+) -> None:
+    ids = {facts.pool.pool_id for facts in fleet}
+    wanted = data.draw(st.sets(st.sampled_from(sorted(ids)))) if ids else set()
+    near = with_relatives([facts.pool for facts in fleet], wanted)
+    few = [facts for facts in fleet if any(facts.pool is pool for pool in near)]
+    assert len(few) == len(near)
+
+    def decided(pools: list[Facts]) -> dict[str, tuple[bool, str]]:
+        return {
+            decision.pool.pool_id: (decision.delete, decision.reason)
+            for decision in select(pools, named(wanted), NOW)
+            if decision.pool.pool_id in wanted
+        }
+
+    assert decided(few) == decided(fleet)
 
 
 @patient

@@ -1,0 +1,1 @@
+"""Requests from other systems: who may ask for what, and what becomes of it."""
