@@ -18,8 +18,9 @@ from celery import Celery, signals
 from celery.beat import Scheduler
 from redis.exceptions import RedisError
 
+from scheduler import policy
 from scheduler.announcer import Announcer
-from scheduler.policy_watch import PolicyWatch
+from scheduler.file_watch import FileWatch
 from scheduler.rota import STEP_S, Rota
 from scheduler.sweep import Office
 from worker import log, process
@@ -32,6 +33,7 @@ from worker.settings import SettingsError, settings
 from worker.yaml_source import YamlError
 
 if TYPE_CHECKING:
+    from scheduler.policy import PolicyFile
     from worker.settings import Settings
 
 EXIT_USAGE = 2
@@ -46,7 +48,7 @@ def _end(error: Exception) -> NoReturn:
     raise SystemExit(EXIT_USAGE)
 
 
-def _read(config: Settings) -> tuple[PolicyWatch, Directory]:
+def _read(config: Settings) -> tuple[FileWatch[PolicyFile], Directory]:
     """The policies, and how their projects are reached.
 
     Raises:
@@ -54,8 +56,8 @@ def _read(config: Settings) -> tuple[PolicyWatch, Directory]:
     """
     if config.policies_file is None:
         raise SettingsError("POOLSWEEP_POLICIES_FILE: not set; accepted: the path of a policy file")
-    watch = PolicyWatch(config.policies_file.absolute())
-    directory = Directory(config, watch.policies.projects)
+    watch = FileWatch(config.policies_file.absolute(), policy.load)
+    directory = Directory(config, watch.current.projects)
     for endpoint in directory.endpoints:
         directory.check(endpoint)
     return watch, directory
@@ -80,7 +82,7 @@ class RotaScheduler(Scheduler):  # type: ignore[misc]
             _end(error)
         self._redis = connect(config)
         ledger = Ledger(self._redis, retention_days=config.retention_days)
-        announcer = Announcer(self._redis, ledger, watch.policies.notifications)
+        announcer = Announcer(self._redis, ledger, watch.current.notifications)
         self._rota = Rota(Office(directory, self._redis, ledger), announcer, watch)
 
     def tick(self, *_: Any, **__: Any) -> float:

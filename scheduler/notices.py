@@ -31,7 +31,7 @@ import hashlib
 import hmac
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from scheduler.policy import Occasion
 from scheduler.review.records import run_record, timestamp
@@ -40,12 +40,12 @@ from worker.ledger import JobState, RunState
 from worker.modelarts.answers import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from datetime import datetime
-    from typing import Literal
+
+    from yarl import URL
 
     from scheduler.marks import Mark
-    from scheduler.policy import Channel
     from worker.ledger import Run
 
 MOST_NAMED = 20
@@ -117,11 +117,37 @@ class Notice:
         )
 
 
-def wanted(notify: Iterable[str], channels: Mapping[str, Channel], notice: Notice) -> list[str]:
+class Destination(Protocol):
+    """What there is to know of a channel to send it a notice."""
+
+    @property
+    def format(self) -> Literal["json", "slack"]:
+        """The form that it takes notices in."""
+
+    @property
+    def on(self) -> Collection[Occasion]:
+        """What it wants to be told."""
+
+    def read(self) -> tuple[URL, str | None]:
+        """Where it is, and the key that JSON is signed with, if any. Slow: it may read files.
+
+        Raises:
+            SettingsError: nothing may be sent there now; the reason says nothing that is secret.
+        """
+
+
+class Channels(Protocol):
+    """The channels by name, as they are now: a dictionary, or what stands for one."""
+
+    def get(self, name: str, /) -> Destination | None:
+        """A channel; None: there is none of that name."""
+
+
+def wanted(notify: Iterable[str], channels: Channels, notice: Notice) -> list[str]:
     """Which channels a notice goes to.
 
     Args:
-        notify: the names that a policy gives.
+        notify: the names that whoever is told goes by.
         channels: the channels by name.
         notice: what they would be told.
 
@@ -132,7 +158,7 @@ def wanted(notify: Iterable[str], channels: Mapping[str, Channel], notice: Notic
     return [
         name
         for name in dict.fromkeys(notify)
-        if name not in channels or notice.occasion in channels[name].on
+        if (channel := channels.get(name)) is None or notice.occasion in channel.on
     ]
 
 
@@ -254,7 +280,13 @@ def ended(run: Run, *, freed: Mapping[str, int] | None = None) -> Notice:
         return braked(run)
     occasion = Occasion.FAILED
     outcome = f"{_where(run)}: {_tally(run)}{_freeing(freed)}"
-    if run.state is RunState.ABORTED:
+    if run.state is RunState.PLANNED:
+        occasion = Occasion.FINISHED
+        what = (
+            f"was planned only{_where(run)} ({_why(run)}): {_many(run.total)} would be deleted"
+            f"{_freeing(freed)}"
+        )
+    elif run.state is RunState.ABORTED:
         what = f"was given up before it started{_where(run)}: {_why(run)}"
     elif run.braked_ms:
         what = f"ended, stopped by a brake ({_why(run)}){outcome}"

@@ -17,21 +17,20 @@ from typing import TYPE_CHECKING, Any, cast
 
 import aiohttp
 import structlog
-from yarl import URL
 
 from scheduler.notices import Notice, braked, ended, lost, message, wanted
 from worker.ledger import HALF_MADE_S, RunNotFoundError, keys
-from worker.modelarts import Endpoint
 from worker.modelarts.answers import parse_retry_after
 from worker.retry import GiveUp, RetryPolicy, backoff_s, decide
 from worker.settings import SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterable, Mapping
+    from collections.abc import Awaitable, Iterable
 
+    from aiohttp.abc import AbstractResolver
     from redis.asyncio import Redis
 
-    from scheduler.policy import Channel
+    from scheduler.notices import Channels, Destination
     from worker.ledger import Ledger, Run
 
 MEMORY_S = 30 * 86_400.0
@@ -39,7 +38,8 @@ MEMORY_S = 30 * 86_400.0
 PAGE = 20
 """Notices that one deliverer sends at once."""
 RETRY = RetryPolicy(max_attempts=500, max_total_s=86_400, base_s=5, cap_s=1_800)
-_KEYS = [keys.NOTICES, keys.NOTICES_DUE, keys.NOTICES_POSTED, keys.UNDELIVERED]
+ROOM = "outbox"
+"""Where the notices lie that policies ask for."""
 
 log = structlog.get_logger(__name__)
 
@@ -107,11 +107,24 @@ class Outbox:
     Args:
         redis: a connection that decodes responses.
         options: how they are sent.
+        room: where in Redis they lie: those of one room are none of another's.
+        resolver: finds the addresses of channels' hosts, and raises SettingsError if there is none
+            that may be called; the caller closes it. None: the system's.
     """
 
-    def __init__(self, redis: Redis, options: OutboxOptions | None = None) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        options: OutboxOptions | None = None,
+        *,
+        room: str = ROOM,
+        resolver: AbstractResolver | None = None,
+    ) -> None:
         self._redis = redis
         self._options = options or OutboxOptions()
+        self._keys = keys.of_outbox(room)
+        self._undelivered = keys.undelivered(room)
+        self._resolver = resolver
         self._script = redis.register_script((files("scheduler") / "outbox.lua").read_text())
 
     async def post(self, channel: str, notice: Notice) -> bool:
@@ -130,13 +143,11 @@ class Outbox:
         entry_id = f"{channel}|{notice.notice_id}"
         return bool(await self._call("post", _ms(MEMORY_S), entry_id, notice.record()))
 
-    async def announce(
-        self, notify: Iterable[str], channels: Mapping[str, Channel], notice: Notice
-    ) -> None:
+    async def announce(self, notify: Iterable[str], channels: Channels, notice: Notice) -> None:
         """Post a notice to those channels that want it.
 
         Args:
-            notify: the names that a policy gives.
+            notify: the channels' names.
             channels: the channels by name.
             notice: what to say.
 
@@ -146,7 +157,7 @@ class Outbox:
         for name in wanted(notify, channels, notice):
             await self.post(name, notice)
 
-    async def deliver(self, channels: Mapping[str, Channel]) -> int:
+    async def deliver(self, channels: Channels) -> int:
         """Send what is due. Call it every few seconds; any number of processes may.
 
         A notice that does not arrive, whatever the reason, is sent again later, for a day.
@@ -182,7 +193,7 @@ class Outbox:
         Args:
             limit: how many at most.
         """
-        texts = self._redis.lrange(keys.UNDELIVERED, 0, limit - 1)
+        texts = self._redis.lrange(self._undelivered, 0, limit - 1)
         return [
             Undelivered(channel, Notice.parse(notice), attempts, reason)
             for channel, notice, attempts, reason in map(
@@ -191,7 +202,7 @@ class Outbox:
         ]
 
     async def _call(self, *args: str | int) -> Any:
-        return await self._script(keys=_KEYS, args=args)
+        return await self._script(keys=self._keys, args=args)
 
     async def _claim(self) -> list[_Delivery]:
         flat = await self._call("claim", _ms(self._options.lease_s), PAGE)
@@ -202,20 +213,24 @@ class Outbox:
         ]
 
     def _session(self) -> aiohttp.ClientSession:
+        # No proxy of the environment's: it would look hosts up itself.
         return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(resolver=self._resolver),
             timeout=aiohttp.ClientTimeout(total=self._options.timeout_s),
             cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
             headers={"User-Agent": "poolsweep"},
         )
 
     async def _send(
-        self, session: aiohttp.ClientSession, channels: Mapping[str, Channel], delivery: _Delivery
+        self, session: aiohttp.ClientSession, channels: Channels, delivery: _Delivery
     ) -> bool:
         """Send one and note what came of it. Returns whether it arrived."""
         outcome = await self._attempt(session, channels.get(delivery.channel), delivery.notice)
         event = log.bind(
             notice_id=delivery.notice.notice_id,
-            channel=delivery.channel,
+            channel=_shown(delivery.channel),
             occasion=str(delivery.notice.occasion),
             status=outcome.status,
             attempts=delivery.attempts,
@@ -251,14 +266,14 @@ class Outbox:
         )
 
     async def _attempt(
-        self, session: aiohttp.ClientSession, channel: Channel | None, notice: Notice
+        self, session: aiohttp.ClientSession, channel: Destination | None, notice: Notice
     ) -> _Outcome:
         """Exactly one POST on the wire, or none, and why."""
         if channel is None:
             return _Outcome(reason="there is no such channel under notifications")
         try:
             # A file may be on a slow disk.
-            url, secret = await asyncio.to_thread(_read, channel)
+            url, secret = await asyncio.to_thread(channel.read)
             what = message(notice, channel.format, secret=secret, now_s=int(time.time()))
             async with session.post(
                 url, data=what.body, headers=what.headers, allow_redirects=False
@@ -283,23 +298,9 @@ class Outbox:
         return _Outcome(status, f"the receiver answered HTTP {status}{hint}", wait_s)
 
 
-def _read(channel: Channel) -> tuple[URL, str | None]:
-    """A channel's URL, and its secret if it has one.
-
-    Raises:
-        SettingsError: one is not there, or the URL is none that may be used.
-    """
-    text = channel.url.read().get_secret_value()
-    secret = None if channel.secret is None else channel.secret.read().get_secret_value()
-    try:
-        url = URL(text)
-        Endpoint.parse(str(url.origin()))
-    except ValueError:
-        raise SettingsError(
-            "The channel's URL cannot be used; accepted: https://…, and http://… only for this "
-            "machine."
-        ) from None
-    return url, secret
+def _shown(channel: str) -> str:
+    """A channel's name as it may stand in a log: what comes after a colon may hold a secret."""
+    return channel.partition(":")[0]
 
 
 def _ms(seconds: float) -> int:
@@ -312,12 +313,21 @@ class RunWatch:
     Args:
         redis: a connection that decodes responses.
         outbox: where the notices are posted.
+        room: where in Redis it is noted: the outbox's own.
         lost_after_s: a run that is not in the ledger so long after it was first watched is lost.
     """
 
-    def __init__(self, redis: Redis, outbox: Outbox, *, lost_after_s: float = HALF_MADE_S) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        outbox: Outbox,
+        *,
+        room: str = ROOM,
+        lost_after_s: float = HALF_MADE_S,
+    ) -> None:
         self._redis = redis
         self._outbox = outbox
+        self._watched = keys.watched(room)
         self._lost_after_s = lost_after_s
 
     async def watch(self, run_id: str, notify: Iterable[str], *, policy: str = "") -> None:
@@ -334,9 +344,9 @@ class RunWatch:
         names = list(notify)
         if names:
             record = json.dumps([names, policy, await self._now_ms()])
-            await self._redis.hsetnx(keys.WATCHED, run_id, record)
+            await self._redis.hsetnx(self._watched, run_id, record)
 
-    async def check(self, ledger: Ledger, channels: Mapping[str, Channel]) -> None:
+    async def check(self, ledger: Ledger, channels: Channels) -> None:
         """Tell what is to be told of the watched runs; those that have ended are watched no more.
 
         Told is a brake that stopped a run midway, as soon as it is seen, and each run's end. Call
@@ -349,7 +359,7 @@ class RunWatch:
         Raises:
             RedisError: what was not told yet is told by a later check.
         """
-        watched = cast("Awaitable[dict[str, str]]", self._redis.hgetall(keys.WATCHED))
+        watched = cast("Awaitable[dict[str, str]]", self._redis.hgetall(self._watched))
         for run_id, text in (await watched).items():
             notify, policy, since_ms = json.loads(text)
             try:
@@ -366,7 +376,7 @@ class RunWatch:
                 await self._outbox.announce(notify, channels, notice)
             # Only now: whoever is stopped before this leaves it to the next check.
             if over:
-                await self._redis.hdel(keys.WATCHED, run_id)
+                await self._redis.hdel(self._watched, run_id)
 
     async def _now_ms(self) -> int:
         seconds, micros = await self._redis.time()

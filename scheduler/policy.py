@@ -24,10 +24,13 @@ from pydantic import (
 )
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import PydanticCustomError
+from yarl import URL
 
 from scheduler.durations import Duration, format_duration
 from scheduler.matchers import Matcher
+from worker.modelarts import Endpoint
 from worker.projects import EACH_ID_ONCE, SECRET_FIELDS, Project, SecretRef
+from worker.settings import SettingsError
 from worker.yaml_source import YamlError, YamlSource, parse_yaml, read_yaml
 
 if TYPE_CHECKING:
@@ -52,6 +55,7 @@ def _is_a_zone(value: str) -> str:
     return value
 
 
+TimeZone = Annotated[str, AfterValidator(_is_a_zone)]
 _CLOCK = "([01][0-9]|2[0-3]):[0-5][0-9]"
 
 
@@ -152,10 +156,10 @@ def _each_once(values: list[str]) -> list[str]:
     return values
 
 
-ProjectNames = Annotated[
-    list[Annotated[str, _known("projects")]], Field(min_length=1), AfterValidator(_each_once)
-]
-ChannelNames = Annotated[list[Annotated[str, _known("notifications")]], AfterValidator(_each_once)]
+EACH_ONCE = AfterValidator(_each_once)
+"""Makes a list of names refuse one that is there twice."""
+ProjectNames = Annotated[list[Annotated[str, _known("projects")]], Field(min_length=1), EACH_ONCE]
+ChannelNames = Annotated[list[Annotated[str, _known("notifications")]], EACH_ONCE]
 
 
 class _LeftOut:
@@ -186,7 +190,7 @@ class Policy(_Part):
     )
     brakes: Brakes = Brakes()
     schedule: str | None = Field(default=None, description="Five cron fields, such as `0 2 * * *`.")
-    timezone: Annotated[str, AfterValidator(_is_a_zone)] = "UTC"
+    timezone: TimeZone = "UTC"
     catch_up: Duration = Field(
         default=timedelta(hours=6),
         description="A missed run is made up for within this time; else recorded as missed.",
@@ -248,6 +252,24 @@ class Channel(_Part):
         default=None, description="Where the key is that JSON notifications are signed with."
     )
     on: list[Occasion] = Field(default=list(Occasion), min_length=1)
+
+    def read(self) -> tuple[URL, str | None]:
+        """The URL, and the secret if there is one.
+
+        Raises:
+            SettingsError: one is not there, or the URL is none that may be used.
+        """
+        text = self.url.read().get_secret_value()
+        secret = None if self.secret is None else self.secret.read().get_secret_value()
+        try:
+            url = URL(text)
+            Endpoint.parse(str(url.origin()))
+        except ValueError:
+            raise SettingsError(
+                "The channel's URL cannot be used; accepted: https://…, and http://… only for "
+                "this machine."
+            ) from None
+        return url, secret
 
 
 class PolicyFile(_Part):

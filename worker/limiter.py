@@ -96,6 +96,28 @@ class Limiter:
         if project.quota.rate > 0:
             await project.permit(urgent=urgent)
 
+    async def try_permit(self, project_id: str) -> float:
+        """Take a slot if one is free now, without waiting for one.
+
+        A quota that `own` has changed by now holds from this call on.
+
+        Args:
+            project_id: the project, or whoever else a limit is kept for.
+
+        Returns:
+            0 if a slot was free: it is taken. Else the seconds until one is: nothing is taken.
+
+        Raises:
+            redis.RedisError: the limit cannot be asked for; no slot may be used.
+        """
+        quota = self._own.get(project_id, self._quota)
+        if quota.rate <= 0:
+            return 0.0
+        key = keys.limiter(self._endpoint, project_id)
+        settings = [quota.rate, RECOVERY, quota.burst]
+        (wait_ms,) = await self._script(keys=[key], args=["try", *settings])
+        return float(wait_ms) / 1000
+
     async def throttled(self, project_id: str, retry_after_s: float | None) -> None:
         """The cloud answered 429: slow down for everybody, and pause as long as it asks.
 

@@ -9,6 +9,7 @@ end follows.
 
 from __future__ import annotations
 
+import re
 import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -61,7 +62,7 @@ def check(url: str, client: Client) -> str | None:
         return "it is not a URL; accepted: https://host/path"
     if parsed.scheme not in {"https", "http"} or not host or not port:
         return "it is not a URL with a host; accepted: https://host/path"
-    if "@" in parsed.raw_authority:
+    if "@" in re.split(r"[/?#]", url.partition("://")[2])[0]:
         return "it has credentials in it; accepted: a URL without"
     if "#" in url:
         return "it has a fragment, which is never sent; accepted: a URL without"

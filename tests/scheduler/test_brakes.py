@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scheduler.brakes import held as held_whole
 from scheduler.brakes import held_by
 from scheduler.policy import DAYS, Brakes, QuietWindow
 
@@ -97,6 +98,65 @@ def test_fewer_deletions_are_never_held_where_more_are_not(
     brakes: dict[str, Any] = {"max_deletions": bound, "max_percent": percent}
     if fewer <= deletions and held(deletions, 100, **brakes) is None:
         assert held(fewer, 100, **brakes) is None
+
+
+# A run over several projects
+
+projects = st.dictionaries(
+    st.sampled_from(["p1", "p2", "p3", "p4"]),
+    st.integers(0, 200).flatmap(lambda pools: st.tuples(st.integers(0, pools), st.just(pools))),
+    min_size=1,
+)
+
+
+def held_over(counts: dict[str, tuple[int, int]], **brakes: Any) -> str | None:
+    asked = Brakes.model_validate({"max_percent": 100, "max_deletions": 10**6, **brakes})
+    return held_whole(asked, counts, now=NOON, zone=BERLIN)
+
+
+def test_deletions_are_bounded_over_the_whole_run() -> None:
+    counts = {"p1": (3, 100), "p2": (3, 100)}
+    assert held_over(counts, max_deletions=6) is None
+    assert held_over(counts, max_deletions=5) == (
+        "6 deletions are more than max_deletions=5 allows"
+    )
+
+
+def test_shares_are_bounded_in_each_project() -> None:
+    counts = {"p1": (1, 100), "p2": (6, 10)}
+    assert held_over(counts, max_percent=60) is None
+    assert held_over(counts, max_percent=50) == (
+        "6 deletions are 60.0% of project p2's 10 pools, more than max_percent=50 allows"
+    )
+
+
+def test_a_project_without_deletions_holds_no_other() -> None:
+    assert held_over({"p1": (0, 0), "p2": (1, 10)}, max_percent=10) is None
+    assert held_over({"p1": (0, 0)}, max_percent=0, max_deletions=0, quiet=[WEEKEND, WORK]) is None
+    assert held_over({"p1": (0, 5), "p2": (1, 9)}, quiet=[WORK]) is not None
+
+
+@patient
+@given(projects, st.integers(0, 500), st.integers(0, 100))
+def test_a_run_is_held_by_its_sum_or_by_any_of_its_projects(
+    counts: dict[str, tuple[int, int]], bound: int, percent: int
+) -> None:
+    too_many = sum(deletions for deletions, _ in counts.values()) > bound
+    too_large = any(100 * deletions > percent * pools for deletions, pools in counts.values())
+    why = held_over(counts, max_deletions=bound, max_percent=percent)
+    assert (why is not None) == (too_many or too_large)
+
+
+@patient
+@given(projects, st.integers(0, 500), st.integers(0, 100))
+def test_a_run_over_one_project_is_held_as_a_policys_is(
+    counts: dict[str, tuple[int, int]], bound: int, percent: int
+) -> None:
+    brakes: dict[str, Any] = {"max_deletions": bound, "max_percent": percent}
+    for project, (deletions, pools) in counts.items():
+        assert held_over({project: (deletions, pools)}, **brakes) == held(
+            deletions, pools, **brakes
+        )
 
 
 # Quiet windows

@@ -217,6 +217,17 @@ def test_a_run_whose_maker_stopped_has_failed() -> None:
     assert "its maker stopped;" in notice.text
 
 
+def test_an_end_of_a_dry_run_is_finished_and_says_that_it_was_planned_only() -> None:
+    why = "a dry run: nothing was deleted; a brake would hold it: too many"
+    notice = ended(run_of(RunState.PLANNED, pending=3, policy="", note=why, started_ms=0))
+    assert notice.occasion is Occasion.FINISHED
+    assert notice.text == (
+        f"Run {RUN_ID} was planned only in project {PROJECT} ({why}): 3 pools would be deleted"
+        f"{LOOK}"
+    )
+    assert notice.details["state"] == "planned"
+
+
 def test_a_run_that_redis_lost_has_failed_and_says_so() -> None:
     notice = lost(RUN_ID, "stale", NOW)
     assert (notice.notice_id, notice.occasion) == (f"{RUN_ID}:failed", Occasion.FAILED)

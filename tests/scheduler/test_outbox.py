@@ -163,15 +163,16 @@ def channel_to(url: str, directory: Path, **changes: Any) -> Channel:
 
 
 async def on_their_way(redis: Redis) -> int:
-    waiting = await redis.hlen(keys.NOTICES)
-    assert await redis.zcard(keys.NOTICES_DUE) == waiting
+    waiting = await redis.hlen(keys.notices("outbox"))
+    assert await redis.zcard(keys.notices_due("outbox")) == waiting
     return waiting
 
 
 async def due_ms(redis: Redis) -> float:
     """When the only notice on its way is sent next, or its lease runs out."""
     ((_, score),) = cast(
-        "list[tuple[str, float]]", await redis.zrange(keys.NOTICES_DUE, 0, -1, withscores=True)
+        "list[tuple[str, float]]",
+        await redis.zrange(keys.notices_due("outbox"), 0, -1, withscores=True),
     )
     return score
 
@@ -301,17 +302,17 @@ async def test_a_notice_is_remembered_for_thirty_days(
 ) -> None:
     await outbox.post("ops", NOTICE)
     await outbox.deliver({"ops": channel})
-    assert 29 * DAY_MS < await redis.pttl(keys.NOTICES_POSTED) <= 30 * DAY_MS
-    (entry_id,) = cast("list[str]", await redis.zrange(keys.NOTICES_POSTED, 0, -1))
+    assert 29 * DAY_MS < await redis.pttl(keys.notices_posted("outbox")) <= 30 * DAY_MS
+    (entry_id,) = cast("list[str]", await redis.zrange(keys.notices_posted("outbox"), 0, -1))
     at_ms = await now_ms(redis)
-    await redis.zadd(keys.NOTICES_POSTED, {entry_id: at_ms - 29 * DAY_MS})
+    await redis.zadd(keys.notices_posted("outbox"), {entry_id: at_ms - 29 * DAY_MS})
     assert not await outbox.post("ops", NOTICE)
-    await redis.zadd(keys.NOTICES_POSTED, {entry_id: at_ms - 31 * DAY_MS})
+    await redis.zadd(keys.notices_posted("outbox"), {entry_id: at_ms - 31 * DAY_MS})
     assert await outbox.post("ops", NOTICE)
-    await redis.zadd(keys.NOTICES_POSTED, {entry_id: at_ms - 31 * DAY_MS})
+    await redis.zadd(keys.notices_posted("outbox"), {entry_id: at_ms - 31 * DAY_MS})
     assert not await outbox.post("ops", NOTICE)  # it is still on its way
     await outbox.post("ops", notice_of(1))
-    assert await redis.zscore(keys.NOTICES_POSTED, entry_id) is None
+    assert await redis.zscore(keys.notices_posted("outbox"), entry_id) is None
 
 
 async def test_more_than_a_page_is_delivered_at_once(
@@ -417,6 +418,61 @@ async def test_what_a_deliverer_gives_up_too_late_may_still_arrive_by_another(
     assert await taking_over == 1
 
 
+# Rooms
+
+
+def test_the_room_of_policies_notices_is_where_it_always_was() -> None:
+    assert [*keys.of_outbox("outbox"), keys.watched("outbox")] == [
+        f"poolsweep:{{outbox}}:{name}"
+        for name in ("notices", "due", "posted", "undelivered", "watched")
+    ]
+
+
+async def test_what_is_in_one_room_is_not_in_another(
+    redis: Redis, channel: Channel, receiver: Receiver
+) -> None:
+    once = OutboxOptions(retry=replace(AT_ONCE, max_attempts=1))
+    one, other = Outbox(redis, once), Outbox(redis, once, room="other")
+    assert await one.post("ops", NOTICE)
+    assert await other.deliver({"ops": channel}) == 0
+    assert await other.post("ops", NOTICE)
+    assert await other.deliver({}) == 0
+    assert [each.notice for each in await other.undelivered()] == [NOTICE]
+    assert await one.undelivered() == []
+    assert await one.deliver({"ops": channel}) == 1
+    assert len(receiver.requests) == 1
+
+
+async def test_a_run_is_told_in_the_room_that_watches_it(
+    redis: Redis,
+    ledger: Ledger,
+    runs: Runs,
+    outbox: Outbox,
+    channel: Channel,
+    receiver: Receiver,
+) -> None:
+    channels = {"ops": channel}
+    other = Outbox(redis, room="other")
+    watch, other_watch = RunWatch(redis, outbox), RunWatch(redis, other, room="other")
+    run_id = await runs.make(1)
+    await other_watch.watch(run_id, ["ops"])
+    await runs.end(run_id, JobState.DELETED)
+    await watch.check(ledger, channels)
+    await other_watch.check(ledger, channels)
+    assert await told(outbox, channels, receiver) == []
+    assert await told(other, channels, receiver) == [f"{run_id}:finished"]
+
+
+async def test_what_comes_after_a_colon_in_a_channels_name_is_in_no_log_line(
+    outbox: Outbox, channel: Channel
+) -> None:
+    await outbox.post(f"ci:{HOOK}", NOTICE)
+    with capture_logs() as logs:
+        assert await outbox.deliver({f"ci:{HOOK}": channel}) == 1
+    assert logs[0]["channel"] == "ci"
+    assert HOOK not in repr(logs)
+
+
 # What goes wrong
 
 
@@ -462,11 +518,11 @@ async def test_a_notice_is_tried_for_a_day(
 async def made_older(redis: Redis, age_ms: int) -> None:
     """Put the first attempt of the only notice back in time."""
     ((entry_id, text),) = (
-        await cast("Awaitable[dict[str, str]]", redis.hgetall(keys.NOTICES))
+        await cast("Awaitable[dict[str, str]]", redis.hgetall(keys.notices("outbox")))
     ).items()
     first_ms = round(await now_ms(redis)) - age_ms
     record = json.dumps({**json.loads(text), "first": first_ms})
-    await redis.hset(keys.NOTICES, entry_id, record)
+    await redis.hset(keys.notices("outbox"), entry_id, record)
 
 
 async def attempted(receiver: Receiver, outbox: Outbox, channel: Channel) -> bool:
@@ -688,7 +744,7 @@ async def test_the_end_of_a_watched_run_is_told_once_to_each_channel(
     assert await told(outbox, channels, receiver) == []
     await runs.end(run_id, JobState.DELETED, JobState.DELETED)
     await watch.check(ledger, channels)
-    assert not await redis.exists(keys.WATCHED)
+    assert not await redis.exists(keys.watched("outbox"))
     await watch.check(ledger, channels)
     assert await told(outbox, channels, receiver) == 2 * [f"{run_id}:finished"]
     assert "2 of 2 pools deleted" in receiver.requests[0].document["text"]
@@ -710,7 +766,7 @@ async def test_an_end_is_told_only_to_channels_that_want_it(
         await runs.end(run_id, end)
     await watch.check(ledger, channels)
     assert await told(outbox, channels, receiver) == [f"{bad}:failed"]
-    assert not await redis.exists(keys.WATCHED)
+    assert not await redis.exists(keys.watched("outbox"))
 
 
 async def test_two_checkers_at_once_tell_once(
@@ -791,7 +847,7 @@ async def test_a_run_that_a_brake_held_is_told_of_once(
     assert await ledger.abort(run_id, "too many", state=RunState.BRAKED)
     await watch.check(ledger, {"ops": channel})
     assert await told(outbox, {"ops": channel}, receiver) == [f"{run_id}:braked"]
-    assert not await redis.exists(keys.WATCHED)
+    assert not await redis.exists(keys.watched("outbox"))
 
 
 async def test_a_run_that_redis_lost_has_failed(
@@ -824,9 +880,9 @@ async def test_a_run_that_is_watched_before_it_is_created_is_not_taken_for_lost(
     await watch.watch("20260102-030405-0123456789", ["ops"])
     await watch.check(ledger, {"ops": channel})
     assert await on_their_way(redis) == 0
-    assert await redis.exists(keys.WATCHED)
+    assert await redis.exists(keys.watched("outbox"))
 
 
 async def test_a_run_that_nobody_is_told_of_is_not_watched(redis: Redis, outbox: Outbox) -> None:
     await RunWatch(redis, outbox).watch("20260102-030405-0123456789", [])
-    assert not await redis.exists(keys.WATCHED)
+    assert not await redis.exists(keys.watched("outbox"))

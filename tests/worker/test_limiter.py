@@ -11,14 +11,14 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from tests.worker.conftest import Runs, environment, settings_for
 from worker.ledger import keys
-from worker.limiter import CUT, FLOOR, MAX_PAUSE_S, RECOVERY, Limiter, Slots
+from worker.limiter import CUT, FLOOR, MAX_PAUSE_S, RECOVERY, Limiter, Quota, Slots
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -206,6 +206,136 @@ async def test_a_clock_that_is_set_back_stops_nobody(
     async with asyncio.timeout(20):
         await one.permit(project)
     assert (await state(redis, project))["rate"] == 10
+
+
+# Without waiting
+
+
+async def tried(
+    one: Limiter, redis: Redis, name: str, gaps_ms: Sequence[float]
+) -> list[tuple[float, float, float]]:
+    """Try after each of these times, made to pass in Redis.
+
+    Returns:
+        For each: the earliest and the latest moment at which it was decided, in ms, and the wait
+        in ms.
+    """
+    key, passed, found = keys.limiter(ENDPOINT, name), 0.0, []
+    for gap_ms in gaps_ms:
+        if await redis.exists(key):
+            await redis.hincrbyfloat(key, "tat", -gap_ms)
+            await redis.hincrbyfloat(key, "at", -gap_ms)
+        passed += gap_ms
+        before = await server_ms(redis)
+        wait_s = await one.try_permit(name)
+        after = await server_ms(redis)
+        found.append((before + passed, after + passed, wait_s * 1000))
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rate=st.floats(0.2, 300),
+    burst=st.integers(1, 12),
+    gaps=st.lists(st.floats(0, 4), min_size=2, max_size=40),
+)
+def test_no_window_sees_more_than_the_burst_and_what_the_rate_gives(
+    redis_url: str, rate: float, burst: int, gaps: list[float]
+) -> None:
+    """The gaps are in intervals of the rate."""
+
+    async def run() -> None:
+        redis = Redis.from_url(redis_url, decode_responses=True)
+        one = Limiter(redis, endpoint=ENDPOINT, rate=rate, burst=burst)
+        waits = [gap * 1000 / rate for gap in gaps]
+        tries = await tried(one, redis, uuid.uuid4().hex, waits)
+        await redis.aclose()
+        taken = [(earliest, latest) for earliest, latest, wait_ms in tries if not wait_ms]
+        for first, (begin, _) in enumerate(taken):
+            for last, (_, end) in enumerate(taken[first:], first):
+                # Times in Redis are rounded to a thousandth of a ms.
+                assert last - first + 1 <= burst + rate * (end - begin + 0.05) / 1000
+
+    asyncio.run(run())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rate=st.floats(0.2, 300),
+    burst=st.integers(1, 12),
+    gaps=st.lists(st.floats(0, 2), min_size=1, max_size=20),
+)
+def test_whoever_waits_as_long_as_told_has_a_slot_and_sooner_there_is_none(
+    redis_url: str, rate: float, burst: int, gaps: list[float]
+) -> None:
+    async def run() -> None:
+        redis = Redis.from_url(redis_url, decode_responses=True)
+        # Slow enough for no slot to come while this test looks.
+        one = Limiter(redis, endpoint=ENDPOINT, rate=rate / 1000, burst=burst)
+        name, interval_ms = uuid.uuid4().hex, 1_000_000 / rate
+        await tried(one, redis, name, [gap * interval_ms for gap in gaps])
+        wait_ms = 0.0
+        while not wait_ms:
+            since = await server_ms(redis)
+            ((_, _, wait_ms),) = await tried(one, redis, name, [0])
+        assert wait_ms <= interval_ms + 0.01
+        early, due = await tried(one, redis, name, [wait_ms / 2, wait_ms / 2 + 0.01])
+        looked_ms = await server_ms(redis) - since
+        assert wait_ms / 2 - looked_ms - 0.01 <= early[2] <= wait_ms / 2 + 0.01
+        # Of a wait that is shorter than a look, the first of the two may have come to its end.
+        assert due[2] == 0 or early[2] == 0
+        await redis.aclose()
+
+    asyncio.run(run())
+
+
+async def test_a_refused_try_takes_nothing(limiter: Callable[..., Limiter], project: str) -> None:
+    one = limiter(0.001, 2)
+    assert [await one.try_permit(project) for _ in range(2)] == [0, 0]
+    waits = [await one.try_permit(project) for _ in range(50)]
+    assert all(0 < wait_s <= 1_000 for wait_s in waits)
+    assert waits == sorted(waits, reverse=True)
+
+
+async def test_processes_that_try_share_one_burst(
+    limiter: Callable[..., Limiter], project: str
+) -> None:
+    several = [limiter(0.001, 5) for _ in range(4)]
+    tries = await asyncio.gather(*(one.try_permit(project) for one in several * 5))
+    assert tries.count(0) == 5
+
+
+async def test_each_has_its_own_quota_as_it_is_now(redis: Redis, project: str) -> None:
+    own = {project: Quota(0.001, 1)}
+    one = Limiter(redis, endpoint=ENDPOINT, rate=0, burst=1, own=own)
+    assert await one.try_permit(project) == 0
+    assert await one.try_permit(project) > 0
+    assert [await one.try_permit("anybody else") for _ in range(3)] == [0, 0, 0]
+    own[project] = Quota(0, 1)
+    assert [await one.try_permit(project) for _ in range(3)] == [0, 0, 0]
+    own[project] = Quota(0.001, 1)
+    assert await one.try_permit(project) > 0
+
+
+async def test_a_burst_that_takes_long_to_earn_is_not_earned_by_being_forgotten(
+    limiter: Callable[..., Limiter], redis: Redis, project: str
+) -> None:
+    one = limiter(0.001, 20)
+    await one.try_permit(project)
+    assert await redis.pttl(keys.limiter(ENDPOINT, project)) > 19 * 1_000_000
+
+
+async def test_without_a_limit_every_try_succeeds_and_redis_is_not_asked(project: str) -> None:
+    nowhere = Redis.from_url("unix:///nowhere.sock")
+    assert await Limiter(nowhere, endpoint=ENDPOINT, rate=0, burst=1).try_permit(project) == 0
+    await nowhere.aclose()
+
+
+async def test_a_try_without_redis_is_no_permit(project: str) -> None:
+    nowhere = Redis.from_url("unix:///nowhere.sock")
+    with pytest.raises(RedisError):
+        await Limiter(nowhere, endpoint=ENDPOINT, rate=1, burst=1).try_permit(project)
+    await nowhere.aclose()
 
 
 # After a 429

@@ -1,4 +1,4 @@
-"""A policy file that is read again when it changes."""
+"""A file that is read again when it changes: here of policies."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from scheduler.policy_watch import PolicyWatch
+from scheduler import policy as policies
+from scheduler.file_watch import FileWatch
 from tests.nightly.conftest import policy
 from worker.yaml_source import YamlError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from scheduler.policy import PolicyFile
+
 
 def text(*names: str) -> str:
     projects = {"research": {"id": "0123456789abcdef0123456789abcdef"}}
-    policies = {name: policy("research") for name in names}
-    return json.dumps({"projects": projects, "policies": policies})
+    named = {name: policy("research") for name in names}
+    return json.dumps({"projects": projects, "policies": named})
 
 
 @pytest.fixture
@@ -28,27 +31,31 @@ def path(tmp_path: Path) -> Path:
     return made
 
 
-def in_force(watch: PolicyWatch) -> list[str]:
-    return sorted(watch.policies.policies)
+def watching(path: Path) -> FileWatch[PolicyFile]:
+    return FileWatch(path, policies.load)
 
 
-def looks(watch: PolicyWatch) -> list[bool]:
+def in_force(watch: FileWatch[PolicyFile]) -> list[str]:
+    return sorted(watch.current.policies)
+
+
+def looks(watch: FileWatch[PolicyFile]) -> list[bool]:
     return [watch.look() for _ in range(4)]
 
 
 def test_a_file_that_stays_is_read_once(path: Path) -> None:
-    assert looks(PolicyWatch(path)) == [False] * 4
+    assert looks(watching(path)) == [False] * 4
 
 
 def test_a_change_is_taken_up_once_it_has_been_still_for_a_look(path: Path) -> None:
-    watch = PolicyWatch(path)
+    watch = watching(path)
     path.write_text(text("one", "two"))
     assert looks(watch) == [False, True, False, False]
     assert in_force(watch) == ["one", "two"]
 
 
 def test_a_file_that_is_still_being_written_is_left_alone(path: Path) -> None:
-    watch = PolicyWatch(path)
+    watch = watching(path)
     whole = text("one", "two")
     with path.open("w") as file:
         for character in whole:
@@ -61,7 +68,7 @@ def test_a_file_that_is_still_being_written_is_left_alone(path: Path) -> None:
 
 
 def test_a_file_put_in_its_place_by_renaming_is_seen(path: Path) -> None:
-    watch = PolicyWatch(path)
+    watch = watching(path)
     other = path.with_suffix(".new")
     other.write_text(text("two"))
     other.rename(path)
@@ -74,7 +81,7 @@ def test_a_link_that_points_elsewhere_now_is_seen(path: Path) -> None:
     path.rename(one)
     two.write_text(text("two"))
     path.symlink_to(one)
-    watch = PolicyWatch(path)
+    watch = watching(path)
     path.unlink()
     path.symlink_to(two)
     assert any(looks(watch))
@@ -82,7 +89,7 @@ def test_a_link_that_points_elsewhere_now_is_seen(path: Path) -> None:
 
 
 def test_a_file_with_mistakes_keeps_the_old_ones_and_says_so_once(path: Path) -> None:
-    watch = PolicyWatch(path)
+    watch = watching(path)
     path.write_text(text("one").replace('"name"', '"nmae"'))
     assert not watch.look()
     with pytest.raises(YamlError):
@@ -93,7 +100,7 @@ def test_a_file_with_mistakes_keeps_the_old_ones_and_says_so_once(path: Path) ->
 
 
 def test_a_file_that_is_mended_is_taken_up_and_nothing_is_rejected_any_more(path: Path) -> None:
-    watch = PolicyWatch(path)
+    watch = watching(path)
     path.write_text("policies: [")
     assert not watch.look()
     with pytest.raises(YamlError):
@@ -104,7 +111,7 @@ def test_a_file_that_is_mended_is_taken_up_and_nothing_is_rejected_any_more(path
 
 
 def test_a_deleted_file_keeps_the_old_ones_and_its_return_is_seen(path: Path) -> None:
-    watch = PolicyWatch(path)
+    watch = watching(path)
     kept = path.with_name("kept")
     path.rename(kept)
     assert not watch.look()
@@ -120,4 +127,13 @@ def test_a_deleted_file_keeps_the_old_ones_and_its_return_is_seen(path: Path) ->
 def test_a_file_with_mistakes_is_no_file_to_start_with(path: Path) -> None:
     path.write_text(text("one").replace("research", "elsewhere", 1))
     with pytest.raises(YamlError):
-        PolicyWatch(path)
+        watching(path)
+
+
+def test_what_is_read_is_up_to_whoever_watches(tmp_path: Path) -> None:
+    path = tmp_path / "number"
+    path.write_text("1")
+    watch = FileWatch(path, lambda file: int(file.read_text()))
+    path.write_text("22")
+    assert any(watch.look() for _ in range(2))
+    assert watch.current == 22
