@@ -12,7 +12,6 @@ from typing import Annotated, NoReturn
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 
 from sandbox.config import Faults, SandboxConfig
 from sandbox.server import RunningSandbox, running_sandbox
@@ -128,6 +127,8 @@ def _announce(running: RunningSandbox) -> None:
         sys.stdout.write(json.dumps(ready) + "\n")
         sys.stdout.flush()
         return
+    from rich.console import Console  # a program that starts a sandbox need not wait for it
+
     console = Console(highlight=False)
     console.print(f"Simulated ModelArts API at [bold]{running.url}[/], Ctrl-C to stop")
     console.print(f"Projects: {', '.join(config.project_ids[:3])}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import socket
 import subprocess
 import time
@@ -58,8 +59,9 @@ def cluster_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def _free_port() -> int:
-    # The bus takes the port + 10000, which must be a port too.
-    for port in range(20_000, 50_000):
+    # The bus takes the port + 10000, which must be a port too. Tests that run at the same time must
+    # not find the same one.
+    for port in random.sample(range(20_000, 50_000), 1_000):
         with socket.socket() as probe, socket.socket() as bus:
             try:
                 probe.bind(("127.0.0.1", port))

@@ -1,4 +1,4 @@
-"""The worked example in docs/policies.md, done step by step as a reader would."""
+"""The worked examples in docs/, done step by step as a reader would."""
 
 from __future__ import annotations
 
@@ -14,15 +14,23 @@ from typing import TYPE_CHECKING
 import pytest
 
 from scheduler import children
+from scheduler.cli import outcome
 from tests.cli.conftest import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-TEXT = (Path(__file__).parent.parent / "docs" / "policies.md").read_text()
-BLOCKS = re.findall(r"^```(yaml|sh)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+ROOT = Path(__file__).parent.parent
+POLICIES, ON_DEMAND, README = (
+    (ROOT / path).read_text() for path in ("docs/policies.md", "docs/on-demand.md", "README.md")
+)
 KNOWN_KEY = {"ak": "SANDBOXACCESSKEY", "sk": "sandbox-secret-key"}
 POOL = "POOL"
+
+
+def blocks(text: str) -> list[tuple[str, str]]:
+    """What a page has the reader write or run: the kind of each block, and the block."""
+    return re.findall(r"^```(yaml|sh|text)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 class Reader:
@@ -47,6 +55,7 @@ class Reader:
             ["/bin/bash", "-c", command],
             cwd=self.folder,
             env=self.environment,
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=60,
@@ -69,16 +78,17 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
         yield Reader(tmp_path, cloud)
 
 
-def test_the_cloud_to_try_it_on_has_the_key_that_is_given(reader: Reader) -> None:
+@pytest.mark.parametrize("page", [POLICIES, ON_DEMAND], ids=["policies", "on-demand"])
+def test_the_cloud_to_try_it_on_has_the_key_that_is_given(reader: Reader, page: str) -> None:
     for name, value in KNOWN_KEY.items():
         assert reader.environment[f"POOLSWEEP_{name.upper()}"] == value
-        assert value in TEXT
+        assert value in page
 
 
 @pytest.mark.timeout(180)
-def test_the_worked_example_works(reader: Reader) -> None:
+def test_the_worked_example_of_policies_works(reader: Reader) -> None:
     swept = None
-    for kind, text in BLOCKS:
+    for kind, text in blocks(POLICIES):
         if kind == "yaml":
             (reader.folder / "policies.yaml").write_text(text)
             continue
@@ -111,3 +121,43 @@ def test_the_worked_example_works(reader: Reader) -> None:
     assert swept is not None
     assert re.search(r"│ deleted +│ +[1-9]", swept)
     assert json.loads((reader.folder / "plan.json").read_text())["plans"]
+
+
+@pytest.mark.timeout(180)
+def test_the_worked_example_of_pools_that_are_to_go_now_works(reader: Reader) -> None:
+    counts = []
+    for kind, text in blocks(ON_DEMAND):
+        if kind != "sh":
+            name = text.splitlines()[0].removeprefix("# ")
+            (reader.folder / name).write_text(text)
+        elif "POOLSWEEP_PROJECTS_FILE=projects.yaml" in text:
+            reader.environment["POOLSWEEP_PROJECTS_FILE"] = "projects.yaml"
+        elif "poolsweep sandbox" not in text:
+            out = reader.does("set -e\n" + text)
+            counts += re.findall(r"^([0-9]+) to delete, .* ([0-9]+) not there", out, re.MULTILINE)
+    # The preview, the same for real, the list, and the one by name: each names what is there.
+    assert counts == [("4", "0"), ("4", "0"), ("2", "0"), ("1", "0")]
+    runs = json.loads(reader.does("poolsweep runs --json"))
+    assert [(run["total"], run["counts"]) for run in runs] == [
+        (total, {"deleted": total}) for total in (3, 1, 2, 4)
+    ]
+    assert runs[-1]["reason"] == "team moved"
+    went = (reader.folder / "went.csv").read_text()
+    assert went.count(",deleted,") == 3
+
+
+def test_every_selector_that_is_told_of_is_one(reader: Reader) -> None:
+    table = ON_DEMAND.partition("| flag | selects pools |")[2].partition("\n\n")[0]
+    flags = re.findall(r"`(--[^`]+)`", table)
+    assert len(flags) == 7
+    for flag in flags:
+        out = reader.does(f"poolsweep delete --project 0123456789abcdef0123456789abcdef {flag}")
+        assert "Preview only: nothing was deleted." in out
+
+
+@pytest.mark.parametrize("page", [README, ON_DEMAND], ids=["README", "on-demand"])
+def test_the_exit_codes_are_those_that_there_are(page: str) -> None:
+    section = page.partition("## Exit codes")[2].partition("\n## ")[0]
+    told = set(map(int, re.findall(r"^\| `([0-9]+)` \|", section, re.MULTILINE)))
+    there = {value for name, value in vars(outcome).items() if name.startswith("EXIT_")}
+    assert told == there - {outcome.EXIT_PIPE}

@@ -11,12 +11,12 @@ import asyncio
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from celery import Celery
-from kombu.exceptions import OperationalError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from celery import Celery
 
     from worker.feed import Send
     from worker.settings import Settings
@@ -41,6 +41,9 @@ def make_app(settings: Settings, endpoints: Sequence[str]) -> Celery:
         settings: broker, times.
         endpoints: the base URLs of the APIs whose batches a worker of this app takes.
     """
+    # Celery takes a tenth of a second, for which a command that only shows a plan has no use.
+    from celery import Celery
+
     queues = [queue_name(endpoint) for endpoint in endpoints]
     app = Celery("poolsweep", include=["worker.tasks"], set_as_current=False)
     app.conf.update(
@@ -76,6 +79,7 @@ def sender(app: Celery, endpoint: str) -> Send:
 
     It raises a RedisError if the broker cannot be reached, since that is the ledger's Redis.
     """
+    from kombu.exceptions import OperationalError  # part of Celery: see make_app
 
     queue = queue_name(endpoint)
 

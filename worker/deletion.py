@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from worker.inventory import Inventory
     from worker.ledger import Job
     from worker.limiter import Limiter
-    from worker.modelarts import Answer, ModelArtsClient, Pool
+    from worker.modelarts import Answer, Pool
+    from worker.modelarts.client import ModelArtsClient
     from worker.pause import PauseWatch
     from worker.recorder import Recorder
 

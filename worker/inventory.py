@@ -7,12 +7,15 @@ only a few jobs in a project reads those pools one by one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from worker.modelarts import Pool, UnreadablePoolError
 
 if TYPE_CHECKING:
     from worker.limiter import Limiter
-    from worker.modelarts import ModelArtsClient, Pool
+    from worker.modelarts.client import ModelArtsClient
 
 FEW = 3
 """Up to this many pools of a project are read one by one, rather than all by a list."""
@@ -32,10 +35,26 @@ class Sight:
     at: float
 
 
-@dataclass(slots=True)
 class _Listing:
-    pools: dict[str, Pool]
-    at: float
+    """The pools of a project at a moment; each is read only when somebody looks at it."""
+
+    def __init__(self, documents: list[Any], at: float) -> None:
+        self.at = at
+        self._unread = {name: raw for raw in documents if (name := _name_of(raw))}
+        self._pools: dict[str, Pool] = {}
+
+    def find(self, pool_name: str) -> Pool | None:
+        """One pool; None: it is not listed, or cannot be read."""
+        if raw := self._unread.pop(pool_name, None):
+            with contextlib.suppress(UnreadablePoolError):
+                self._pools[pool_name] = Pool.parse(raw)
+        return self._pools.get(pool_name)
+
+
+def _name_of(raw: Any) -> str:
+    metadata = raw.get("metadata") if isinstance(raw, dict) else None
+    name = metadata.get("name") if isinstance(metadata, dict) else None
+    return name if isinstance(name, str) else ""
 
 
 class Inventory:
@@ -63,7 +82,7 @@ class Inventory:
         listing = self._listings.get(project_id)
         if listing is None or not self.is_fresh(listing):
             return None
-        pool = listing.pools.get(pool_name)
+        pool = listing.find(pool_name)
         return None if pool is None else Sight(pool, listing.at)
 
     async def look(self, project_id: str, pool_name: str, *, alone: bool) -> Sight:
@@ -81,7 +100,7 @@ class Inventory:
         listing = self._listings.get(project_id)
         if not alone and not (listing and self.is_fresh(listing)):
             listing = await self._shared_list(project_id)
-        if listing and self.is_fresh(listing) and (pool := listing.pools.get(pool_name)):
+        if listing and self.is_fresh(listing) and (pool := listing.find(pool_name)):
             return Sight(pool, listing.at)
         # A pool that a list does not show may be hidden rather than gone: only its own 404 counts.
         # A list that takes longer than it is trusted is of no use.
@@ -101,7 +120,6 @@ class Inventory:
     async def _list(self, project_id: str) -> _Listing:
         await self._limiter.permit(project_id, urgent=True)
         at = asyncio.get_running_loop().time()
-        found = await self._client.list_pools(project_id)
-        listing = _Listing({pool.pool_id: pool for pool in found.pools}, at)
+        listing = _Listing(await self._client.list_documents(project_id), at)
         self._listings[project_id] = listing
         return listing

@@ -6,8 +6,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from worker.limiter import Limiter
-from worker.modelarts import ClientOptions, Endpoint, ModelArtsClient, make_authenticator
-from worker.modelarts.auth import ProjectAuthenticator
+from worker.modelarts import Endpoint
+from worker.modelarts.auth import ProjectAuthenticator, make_authenticator
+from worker.modelarts.client import ClientOptions, ModelArtsClient
 from worker.settings import SettingsError
 
 if TYPE_CHECKING:

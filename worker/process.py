@@ -36,7 +36,7 @@ from worker.verifier import Verifier
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
-    from worker.modelarts import ModelArtsClient
+    from worker.modelarts.client import ModelArtsClient
 
 STOP_TIMEOUT_S = 5.0
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from worker.ledger import Job, Ledger, Run
     from worker.limiter import Limiter
-    from worker.modelarts import ModelArtsClient, Pool
+    from worker.modelarts import Pool
+    from worker.modelarts.client import ModelArtsClient
     from worker.recorder import Recorder
 
 READS_AT_ONCE = 16

@@ -1,66 +1,78 @@
-"""The commands, and how they end: trouble is told in one sentence, without a traceback."""
+"""The commands, and how they end: trouble is told in one sentence, without a traceback.
+
+A command's module is imported when the command is called or its help is shown, since all of them
+together take most of a second: the pattern of "lazy loading" in Click's documentation.
+"""
 
 from __future__ import annotations
 
 import os
+import pkgutil
 import signal
 import sys
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from redis.exceptions import RedisError
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_group
 
-from sandbox.command import sandbox
-from scheduler.children import ChildError
-from scheduler.cli import EXIT_INTERRUPTED
-from scheduler.cli.control import cancel, pause, resume
-from scheduler.cli.delete import delete
-from scheduler.cli.demo import demo
-from scheduler.cli.errors import UsageError, usage_sentence
-from scheduler.cli.policies import plan, policy_app, sweep
-from scheduler.cli.results import results, runs
-from scheduler.cli.schedule import schedule, scheduler
-from scheduler.cli.vetoes import keep, marks
-from scheduler.cli.worker import worker
-from scheduler.plan_file import PlanFileError
-from worker.embedded_redis import EmbeddedRedisError
-from worker.ledger import RunNotFoundError
-from worker.modelarts import ApiError, AuthError
-from worker.settings import SettingsError
-from worker.yaml_source import YamlError
+from scheduler.cli.outcome import EXIT_INTERRUPTED, EXIT_PIPE, EXIT_USAGE
 
 if TYPE_CHECKING:
     from types import FrameType
 
-EXIT_USAGE = 2
-EXIT_PIPE = 128 + signal.SIGPIPE
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+COMMANDS = {
+    "delete": "scheduler.cli.delete:delete",
+    "plan": "scheduler.cli.policies:plan",
+    "sweep": "scheduler.cli.policies:sweep",
+    "results": "scheduler.cli.results:results",
+    "runs": "scheduler.cli.results:runs",
+    "requests": "scheduler.cli.requests:requests",
+    "watch": "scheduler.cli.watch:watch",
+    "retry": "scheduler.cli.retry:retry",
+    "cancel": "scheduler.cli.control:cancel",
+    "pause": "scheduler.cli.control:pause",
+    "resume": "scheduler.cli.control:resume",
+    "marks": "scheduler.cli.vetoes:marks",
+    "keep": "scheduler.cli.vetoes:keep",
+    "schedule": "scheduler.cli.schedule:schedule",
+    "scheduler": "scheduler.cli.schedule:scheduler",
+    "worker": "scheduler.cli.worker:worker",
+    "intake": "scheduler.cli.intake:intake",
+    "sandbox": "sandbox.command:sandbox",
+    "demo": "scheduler.cli.demo:demo",
+    "policy": "scheduler.cli.policies:policy_app",
+}
+"""Where each command is, a function or an app of several, in the order of the help."""
+
+
+class _LazyGroup(TyperGroup):
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        # The names are enough for typer to find and to suggest a command.
+        self.commands.update((name, TyperCommand(name)) for name in COMMANDS)
+
+    def get_command(self, ctx: object, cmd_name: str) -> Any:
+        """The command with this name, imported now; None: there is none."""
+        if cmd_name not in COMMANDS:
+            return None
+        found = pkgutil.resolve_name(COMMANDS[cmd_name])
+        holder = typer.Typer()
+        if isinstance(found, typer.Typer):
+            holder.add_typer(found, name=cmd_name)
+        else:
+            holder.command(cmd_name)(found)
+        return get_group(holder).commands[cmd_name]
+
 
 app = typer.Typer(
     name="poolsweep",
+    cls=_LazyGroup,
     help="Delete ModelArts resource pools in bulk: previewed, rate limited, retried, recorded.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (
-    delete,
-    plan,
-    sweep,
-    results,
-    runs,
-    cancel,
-    pause,
-    resume,
-    marks,
-    keep,
-    schedule,
-    scheduler,
-    worker,
-    sandbox,
-    demo,
-):
-    app.command()(command)
-app.add_typer(policy_app, name="policy")
 
 
 @app.callback(invoke_without_command=True)
@@ -71,20 +83,28 @@ def _root(
     ] = False,
 ) -> None:
     if show_version:
+        # Only this needs it, and it takes as long as typer.
+        from importlib.metadata import version
+
         sys.stdout.write(f"poolsweep {version('poolsweep')}\n")
         raise typer.Exit
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         raise typer.Exit(EXIT_USAGE)
+    _heed_interrupts()
 
 
-def run() -> NoReturn:
-    """Run the command line and exit."""
+def _heed_interrupts() -> None:
+    """Ends the command in order when it is interrupted, from now on, when it is loaded."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _interrupt)
+
+
+def run() -> NoReturn:
+    """Run the command line and exit."""
     try:
         try:
             code = _invoke()
@@ -117,25 +137,13 @@ def _invoke() -> int:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         return EXIT_PIPE
-    except typer.TyperException as error:
-        return _fail(usage_sentence(error))
-    except RedisError as error:
-        return _fail(f"Redis cannot be used: {error}")
-    except (
-        UsageError,
-        SettingsError,
-        EmbeddedRedisError,
-        RunNotFoundError,
-        ApiError,
-        AuthError,
-        ChildError,
-        PlanFileError,
-        YamlError,
-    ) as error:
-        return _fail(str(error))
+    except Exception as error:
+        # It imports what every command can raise: not before something was raised.
+        from scheduler.cli.trouble import code_of, sentence_of
+
+        sentence = sentence_of(error)
+        if sentence is None:
+            raise
+        sys.stderr.write(f"poolsweep: {sentence}\n")
+        return code_of(error)
     return int(code)
-
-
-def _fail(sentence: str) -> int:
-    sys.stderr.write(f"poolsweep: {sentence}\n")
-    return EXIT_USAGE

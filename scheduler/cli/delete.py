@@ -1,141 +1,252 @@
-"""`poolsweep delete`: pools by their ids, previewed first."""
+"""`poolsweep delete`: pools by name, from a list or by a selector, previewed first."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import json
+import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scheduler.cli.attendance import Attendance
 from scheduler.cli.errors import UsageError
-from scheduler.cli.progress import follow
-from scheduler.cli.session import (
-    heed_interrupt,
-    open_ledger,
-    remark,
-    requester,
-    say,
-    stdout,
-)
-from scheduler.dispatch import Order, dispatch
-from scheduler.review import tables
-from scheduler.selection import named, totals
+from scheduler.cli.on_demand import Terms, brakes_of, carry_out, one_endpoint, plan_over
+from scheduler.cli.selector import selector
+from scheduler.cli.session import open_ledger, say
+from scheduler.pool_list import LARGEST, Form, form_of, parse
+from scheduler.selection import matching, named
 from scheduler.sweep import Office, plan_project
-from worker.ledger import JobState, Source
-from worker.modelarts import validate_pool_name, validate_project_id
+from worker.modelarts import validate_pool_name
 from worker.projects import Directory
-from worker.settings import Settings, settings
+from worker.settings import settings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from scheduler.planner import Plan
-    from worker.ledger import Ledger, Run
+    from scheduler.matchers import Matcher
+    from scheduler.pool_list import ProjectOf
+    from scheduler.selection import Rules
 
-EXIT_FAILURES = 1
+    Names = Mapping[str, Sequence[str]]
+
+STDIN = "-"
+
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask: for programs.")]
+Verify = Annotated[
+    bool, typer.Option(help="Wait until the pools are seen to be gone, or end when accepted.")
+]
+Wait = Annotated[
+    bool,
+    typer.Option(
+        "--wait/--detach", help="Follow the run to its end, or print its id and leave it to others."
+    ),
+]
 
 
 def delete(
-    pools: Annotated[list[str], typer.Argument(metavar="POOL", help="Pool ids (metadata.name).")],
-    project: Annotated[str, typer.Option(help="The project that the pools are in.")],
-    yes: Annotated[bool, typer.Option("--yes", help="Delete; without it, only preview.")] = False,
+    pools: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="POOL", help="Pool ids (metadata.name), or project/pool."),
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option("--from", metavar="FILE", help="A list of pools; - is standard input."),
+    ] = None,
+    form: Annotated[
+        Form | None, typer.Option("--format", help="How the list is written, if it is not plain.")
+    ] = None,
+    project: Annotated[
+        list[str] | None,
+        typer.Option(help="A project, by id or by its name in the projects file; repeatable."),
+    ] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option(metavar="KEY[=VALUE]", help="With this tag; repeatable.")
+    ] = None,
+    older_than: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="Created so long ago, such as 30d.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="GLOB", help="Whose name or id fits, such as 'tmp-*'.")
+    ] = None,
+    expired: Annotated[
+        bool, typer.Option("--expired", help="Whose tag expires-at has passed.")
+    ] = False,
+    idle: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="Seen without workloads for so long.")
+    ] = None,
+    match: Annotated[
+        str | None, typer.Option(metavar="YAML", help="Any matcher, as policies have it.")
+    ] = None,
+    allow_busy: Annotated[
+        bool, typer.Option("--allow-busy", help="By selector: pools with running workloads too.")
+    ] = False,
+    allow_shared: Annotated[
+        bool, typer.Option("--allow-shared", help="By selector: shared and public pools too.")
+    ] = False,
+    max_deletions: Annotated[
+        int | None, typer.Option(min=0, help="More deletions than this: none is made.")
+    ] = None,
+    max_percent: Annotated[
+        float | None,
+        typer.Option(min=0, max=100, help="A larger share of a project's pools: none goes."),
+    ] = None,
+    max_failures: Annotated[
+        int | None, typer.Option(min=0, help="More failures than this: the rest stops.")
+    ] = None,
+    max_failure_percent: Annotated[
+        float | None, typer.Option(min=0, max=100, help="A larger share failed: the rest stops.")
+    ] = None,
     reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
-    verify: Annotated[
-        bool,
-        typer.Option(help="Wait until the pools are seen to be gone, or end when accepted."),
-    ] = True,
-    wait: Annotated[
-        bool,
-        typer.Option("--wait/--detach", help="Wait for the run's end, or leave it to others."),
-    ] = True,
+    yes: Yes = False,
+    verify: Verify = True,
+    wait: Wait = True,
 ) -> None:
-    """Delete pools by id: a preview, unless --yes is given."""
-    try:
-        validate_project_id(project)
-        ids = list(dict.fromkeys(validate_pool_name(pool) for pool in pools))
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    failed = asyncio.run(_delete(settings(), project, ids, yes, reason, verify, wait))
-    if failed:
-        raise typer.Exit(EXIT_FAILURES)
+    """Delete pools by name, from a list or by a selector: shown first, then asked.
 
-
-async def _delete(
-    config: Settings,
-    project: str,
-    ids: Sequence[str],
-    yes: bool,
-    reason: str,
-    verify: bool,
-    wait: bool,
-) -> bool:
-    """Returns whether any job failed."""
-    async with open_ledger(config) as (redis, ledger):
-        office = Office(Directory.of(config), redis, ledger)
-        now = datetime.now(UTC)
-        plan = await plan_project(office, project, named(ids), now, named=ids)
-        _preview(plan, now)
-        if not yes:
-            say("Preview only: nothing was deleted. Add --yes to delete.")
-            return False
-        if not plan.deletions and not plan.absent:
-            say("Nothing to delete.")
-            return False
-        order = Order(plan.endpoint, Source.CLI, requester(), reason, verify)
-        feed = office.feed(plan.endpoint)
-        with contextlib.ExitStack() as stack:
-            attendance = Attendance(
-                config, redis, endpoint=plan.endpoint, may_start=wait, stack=stack
-            )
-            await attendance()
-            heed_interrupt()
-            # An interrupted maker would leave half a run: this much is always brought to its end.
-            making = asyncio.create_task(dispatch([plan], order, ledger=ledger, feed=feed))
-            try:
-                run_id = (await asyncio.shield(making)).run_id
-                if not wait:
-                    say(run_id)
-                    return False
-                run = await follow(ledger, run_id, attendance)
-            except asyncio.CancelledError:
-                run_id = (await making).run_id
-                remark(f"Interrupted. {await attendance.prospects(run_id)}", "yellow")
-                remark(f"See it with: poolsweep results {run_id}", "yellow")
-                raise
-            await show_end(ledger, run)
-            return bool(run.counts[JobState.FAILED])
-
-
-def _preview(plan: Plan, now: datetime) -> None:
-    if plan.decisions:
-        stdout.print(tables.decisions(plan.decisions, now))
-    for pool_id in plan.absent:
-        say(f"{pool_id}: not in the project; its job will end as already_deleted")
-    count, nodes = totals(plan.decisions)
-    say(
-        f"{count} to delete, {len(plan.refusals)} to keep, {len(plan.absent)} not there; "
-        f"frees {tables.nodes(nodes)}"
-    )
-    if plan.unreadable:
-        say(f"{plan.unreadable} pools of the project could not be read; they stay.")
-
-
-async def show_end(ledger: Ledger, run: Run) -> None:
-    """What became of a run, every failure with its reason, and how to see it again.
-
-    Args:
-        ledger: where its jobs are.
-        run: as it ended.
+    Exit codes: 0 all gone, 1 some failed, 2 the request cannot be used, 3 braked or refused,
+    4 Redis or the cloud cannot be reached.
     """
-    stdout.print(tables.outcomes(run))
-    if run.note:
-        say(run.note)
-    failures = [job async for job in ledger.all_jobs(run.run_id, outcome=JobState.FAILED)]
-    if failures:
-        stdout.print(tables.failures(failures))
-    say(f"Look again with: poolsweep results {run.run_id}")
-    if failures:
-        say(f"Only failures:   poolsweep results {run.run_id} --outcome failed")
+    chosen = selector(
+        tags=tag or (),
+        older_than=older_than,
+        name=name,
+        expired=expired,
+        idle=idle,
+        match=match,
+    )
+    directory = Directory.of(settings())
+    projects = _projects(directory, project or ())
+    names: Names | None = None
+    if chosen is None:
+        names = _names(pools or (), source, form, directory, projects)
+        if not names:
+            say("Nothing to delete: the list names no pools.")
+            return
+    elif pools or source is not None:
+        raise UsageError(
+            "POOL, --from: pools are named and selected at once; accepted: either names or a "
+            "selector such as --tag."
+        )
+    elif not projects:
+        raise UsageError("--project: not given; accepted: the projects to select pools in.")
+    count = None if names is None else sum(map(len, names.values()))
+    terms = Terms(
+        brakes=brakes_of(
+            count,
+            max_deletions=max_deletions,
+            max_percent=max_percent,
+            max_failures=max_failures,
+            max_failure_percent=max_failure_percent,
+        ),
+        named=names is not None,
+        reason=reason,
+        yes=yes,
+        verify=verify,
+        wait=wait,
+        selector="" if chosen is None else _record(chosen, projects),
+    )
+    if chosen is None:
+        code = asyncio.run(_delete_named(directory, names or {}, terms))
+    else:
+        rules = matching(chosen, allow_busy=allow_busy, allow_shared=allow_shared)
+        code = asyncio.run(_delete_selected(directory, projects, rules, terms))
+    if code:
+        raise typer.Exit(code)
+
+
+async def _delete_named(directory: Directory, names: Names, terms: Terms) -> int:
+    async with open_ledger(directory.settings) as (redis, ledger):
+        office = Office(directory, redis, ledger)
+        one_endpoint(office, list(names))
+        now = datetime.now(UTC)
+        plans = await plan_over(
+            list(names),
+            lambda project: plan_project(
+                office, project, named(names[project]), now, named=names[project]
+            ),
+        )
+        return await carry_out(office, plans, terms)
+
+
+async def _delete_selected(
+    directory: Directory, projects: Sequence[str], rules: Rules, terms: Terms
+) -> int:
+    async with open_ledger(directory.settings) as (redis, ledger):
+        office = Office(directory, redis, ledger)
+        one_endpoint(office, projects)
+        now = datetime.now(UTC)
+        plans = await plan_over(projects, lambda project: plan_project(office, project, rules, now))
+        return await carry_out(office, plans, terms)
+
+
+def _record(chosen: Matcher, projects: Sequence[str]) -> str:
+    """What pools are chosen by in each project, as the ledger holds it."""
+    form = chosen.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    return json.dumps(dict.fromkeys(projects, form), ensure_ascii=False)
+
+
+def _projects(directory: Directory, given: Iterable[str]) -> list[str]:
+    try:
+        return list(dict.fromkeys(directory.find(text) for text in given))
+    except ValueError as error:
+        raise UsageError(f"--project: {error}") from None
+
+
+def _names(
+    pools: Sequence[str],
+    source: str | None,
+    form: Form | None,
+    directory: Directory,
+    projects: Sequence[str],
+) -> Names:
+    """The pools that are named, by project: each once."""
+    if not pools and source is None:
+        raise UsageError(
+            "POOL: no pools are named or selected; accepted: pool ids, --from FILE, or a selector "
+            "such as --tag; see `poolsweep delete --help`."
+        )
+
+    def project_of(text: str) -> str:
+        if not text:
+            if len(projects) == 1:
+                return projects[0]
+            raise ValueError("no project is named; accepted: project/pool, or one --project")
+        found = directory.find(text)
+        if projects and found not in projects:
+            raise ValueError(f"project {text!r} is not among those of --project")
+        return found
+
+    found: dict[str, dict[str, None]] = {}
+    for text in pools:
+        project, _, pool = text.rpartition("/")
+        try:
+            pool = validate_pool_name(pool)
+            found.setdefault(project_of(project), {})[pool] = None
+        except ValueError as error:
+            raise UsageError(f"POOL {text!r}: {error}") from None
+    if source is not None:
+        for project, listed in _listed(source, form, project_of).items():
+            found.setdefault(project, {}).update(dict.fromkeys(listed))
+    return {project: list(each) for project, each in found.items()}
+
+
+def _listed(source: str, form: Form | None, project_of: ProjectOf) -> Mapping[str, Iterable[str]]:
+    name = "standard input" if source == STDIN else source
+    try:
+        if source == STDIN:
+            raw = sys.stdin.buffer.read(LARGEST + 1)
+        else:
+            with Path(source).open("rb") as file:
+                raw = file.read(LARGEST + 1)
+    except OSError as error:
+        raise UsageError(
+            f"--from: {name} cannot be read: {error.strerror}; accepted: a file, or - for standard "
+            "input."
+        ) from None
+    file_name = "" if source == STDIN else source
+    found = parse(raw, form or form_of(file_name, raw), project_of)
+    if said := found.sentences(name):
+        raise UsageError("--from: " + "\n".join(said))
+    return found.pools

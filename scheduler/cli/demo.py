@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scheduler import children, policy
-from scheduler.cli.delete import show_end
+from scheduler.cli.execution import show_end
 from scheduler.cli.policies import office_of, show_plan
 from scheduler.cli.progress import follow
 from scheduler.cli.session import remark, requester, say

@@ -10,6 +10,10 @@ class UsageError(ValueError):
     """The text is one sentence naming the field, its value and what is accepted."""
 
 
+class UnreachableError(RuntimeError):
+    """What a command works with does not answer; the text is one sentence."""
+
+
 def usage_sentence(error: typer.TyperException) -> str:
     """One sentence for what typer refuses, which it would show as a box of several lines.
 

@@ -16,21 +16,15 @@ import typer
 from scheduler import plan_file, policy, prices
 from scheduler.announcer import Announcer
 from scheduler.cli.attendance import Attendance
-from scheduler.cli.delete import EXIT_FAILURES, show_end
+from scheduler.cli.confirmation import can_ask, confirmed
 from scheduler.cli.errors import UsageError
-from scheduler.cli.progress import follow
-from scheduler.cli.session import (
-    heed_interrupt,
-    open_ledger,
-    remark,
-    requester,
-    say,
-    stdout,
-)
+from scheduler.cli.execution import see_through
+from scheduler.cli.outcome import EXIT_DONE, EXIT_HELD, exit_code
+from scheduler.cli.session import heed_interrupt, open_ledger, requester, say, stdout
 from scheduler.durations import format_duration
 from scheduler.review import tables
 from scheduler.sweep import Office, carry_out, plan_policy
-from worker.ledger import JobState, RunState, Source, new_run_id
+from worker.ledger import RunState, Source, new_run_id
 from worker.modelarts import Precondition
 from worker.projects import Directory
 from worker.settings import Settings, settings
@@ -43,8 +37,6 @@ if TYPE_CHECKING:
     from scheduler.policy import Policy, PolicyFile
     from scheduler.prices import Prices
     from scheduler.sweep import Swept
-
-EXIT_BRAKED = 3
 
 policy_app = typer.Typer(help="Check policies, or print their schema.", no_args_is_help=True)
 
@@ -168,25 +160,32 @@ async def _sweep(
             show_plan(name, each, known)
             _show_grace(chosen[name], each)
         total = sum(len(each.deletions) for _, each in plans)
-        marks = any(chosen[name].grace is not None for name, each in plans if each.deletions)
-        if not yes and total and not await _confirmed(total, marks=marks):
-            return 0
+        if not yes and total:
+            if not can_ask():
+                say("Preview only: nothing was deleted. Add --yes to delete.")
+                return EXIT_DONE
+            marks = any(chosen[name].grace is not None for name, each in plans if each.deletions)
+            what = f"marks {total} pools, or deletes those whose grace is over,"
+            if not await confirmed(what if marks else f"deletes {total} pools", total, stdout):
+                return EXIT_HELD
         heed_interrupt()
         announcer = Announcer(office.redis, office.ledger, policy_file.notifications)
-        code = 0
+        code = EXIT_DONE
         with contextlib.ExitStack() as stack:
+            attendance = Attendance(
+                config, office.redis, may_start=wait, stack=stack, projects_file=path
+            )
             for some in _rounds(plans) if wait else [plans]:
                 # An interrupted maker would leave half a run: this is always brought to its end.
                 making = asyncio.create_task(_carry_out_all(office, announcer, chosen, some))
                 try:
                     swept = await asyncio.shield(making)
-                    code = max(code, await _see_through(office, path, swept, stack, wait))
                 except asyncio.CancelledError:
                     for found in await making:
                         if not found.run.ended:
-                            run_id = found.run.run_id
-                            remark(f"Interrupted. See it with: poolsweep results {run_id}")
+                            await attendance.leave(found.run)
                     raise
+                code = max(code, await _see_through(office, swept, attendance, wait))
                 await announcer.tell()
         return code
 
@@ -229,10 +228,11 @@ async def _carry_out_all(
 
 
 async def _see_through(
-    office: Office, path: Path, swept: Sequence[Swept], stack: contextlib.ExitStack, wait: bool
+    office: Office, swept: Sequence[Swept], attendance: Attendance, wait: bool
 ) -> int:
     """Follow what was started to its end. Returns the exit code."""
-    code = 0
+    code = EXIT_DONE
+    started = []
     for each in swept:
         run = each.run
         if each.marked:
@@ -240,53 +240,21 @@ async def _see_through(
         if run.state is RunState.BRAKED:
             say(f"Braked, nothing was deleted: {run.note}")
             say(f"It is recorded as run {run.run_id}")
-            code = EXIT_BRAKED
+            code = EXIT_HELD
         elif run.total:
-            attendance = Attendance(
-                office.directory.settings,
-                office.redis,
-                endpoint=run.endpoint,
-                may_start=wait,
-                stack=stack,
-                projects_file=path,
-            )
-            if not wait:
-                await attendance()
-                say(run.run_id)
-                continue
-            ended = await follow(office.ledger, run.run_id, attendance)
-            await show_end(office.ledger, ended)
-            if ended.braked_ms:
-                code = EXIT_BRAKED
-            elif ended.counts[JobState.FAILED]:
-                code = max(code, EXIT_FAILURES)
+            started.append(run)
+    for number, run in enumerate(started):
+        if not wait:
+            await attendance.look(run.endpoint)
+            say(run.run_id)
+            continue
+        try:
+            code = max(code, exit_code(await see_through(office.ledger, run, attendance)))
+        except asyncio.CancelledError:
+            for later in started[number + 1 :]:
+                await attendance.leave(await office.ledger.run(later.run_id))
+            raise
     return code
-
-
-async def _confirmed(total: int, *, marks: bool) -> bool:
-    """Whether the user types the number of deletions."""
-    if not sys.stdin.isatty():
-        say("Preview only: nothing was deleted. Add --yes to delete.")
-        return False
-    what = f"deletes {total} pools"
-    if marks:
-        what = f"marks {total} pools, or deletes those whose grace is over,"
-    say(f"This {what} for good. Type {total} to go on, anything else to stop.")
-    if (await _typed()).strip() == str(total):
-        return True
-    say("Stopped: nothing was deleted.")
-    return False
-
-
-async def _typed() -> str:
-    """The line that is typed next. Waits for it without blocking, so that Ctrl-C is heeded."""
-    loop, ready = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(sys.stdin.fileno(), ready.set)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(sys.stdin.fileno())
-    return sys.stdin.readline()
 
 
 def _planned(

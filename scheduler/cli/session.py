@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, AuthorizationError, RedisError, ResponseError
 from rich.console import Console
 
-from scheduler.cli.errors import UsageError
+from scheduler.cli.errors import UnreachableError, UsageError
 from worker import embedded_redis
 from worker.ledger import Ledger
 from worker.redis_connection import connect
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from worker.settings import Settings
 
 FIRST_BACKOFF_S = 0.5
+_REFUSALS = (AuthenticationError, AuthorizationError, ResponseError)
 _UNBOUNDED = 1_000_000
 """Columns of a console that is no terminal: there a line break would break what is grepped."""
 
@@ -96,7 +97,8 @@ async def connected(settings: Settings) -> AsyncIterator[Redis]:
     The first try is short, for a mistyped URL; from then on outages are bridged.
 
     Raises:
-        UsageError: its URL is not one, or it does not answer.
+        UsageError: its URL is not one, or the server refuses the user or the password.
+        UnreachableError: it does not answer.
         RedisError: the embedded one does not answer, or this one fails later.
     """
     try:
@@ -114,10 +116,14 @@ async def connected(settings: Settings) -> AsyncIterator[Redis]:
         except RedisError as error:
             if settings.redis_url is None:
                 raise
-            raise UsageError(
+            sentence = (
                 f"POOLSWEEP_REDIS_URL: the server cannot be used: {error}; accepted: the URL of a "
                 "Redis server that answers, with its user and password if it asks for them."
-            ) from None
+            )
+            # redis-py wraps the refusal of a user that a connection signs in as.
+            if any(isinstance(each, _REFUSALS) for each in (error, error.__cause__)):
+                raise UsageError(sentence) from None
+            raise UnreachableError(sentence) from None
         if patience:
             redis.set_retry(patience)
         heed_interrupt()
@@ -131,7 +137,7 @@ async def open_ledger(settings: Settings) -> AsyncIterator[tuple[Redis, Ledger]]
     """The ledger of the settings' Redis.
 
     Raises:
-        UsageError, RedisError: as with `connected`.
+        UsageError, UnreachableError, RedisError: as with `connected`.
         EmbeddedRedisError: the embedded one cannot be used.
     """
     with joined_redis(settings):

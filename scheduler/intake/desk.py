@@ -7,18 +7,17 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import structlog
-from scheduler.intake.webhooks import check
 
 from scheduler.dispatch import Order
 from scheduler.intake.request import Fault, Request, RequestError, Way
 from scheduler.intake.requests import Filed, Requests
+from scheduler.intake.webhooks import check
 from worker.ledger import Source, new_run_id
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from scheduler.intake.clients import Client
-
     from worker.ledger import Ledger
     from worker.projects import Directory
 

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 import structlog
 from redis.exceptions import RedisError
-from scheduler.intake.webhooks import webhook_channel
 
 from scheduler.brakes import held
 from scheduler.dispatch import dispatch
 from scheduler.intake.desk import may_not, order_of
 from scheduler.intake.requests import Filed
+from scheduler.intake.webhooks import webhook_channel
 from scheduler.marks import Vetoes
 from scheduler.selection import matching, named
 from worker.cancellation import cancel
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from scheduler.intake.clients import Client, Clients
-
     from scheduler.intake.request import Target
     from scheduler.intake.requests import Requests, Waiting
     from scheduler.outbox import RunWatch

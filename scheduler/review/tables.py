@@ -35,6 +35,10 @@ STYLES = {
 }
 
 
+MOST_REASONS = 20
+"""Some reasons quote a tag, so that there may be as many as pools."""
+
+
 def age(created: datetime | None, now: datetime) -> str:
     """How old something is, in the largest unit that fits."""
     if created is None:
@@ -194,9 +198,11 @@ def kept(rows: Iterable[Decision]) -> Table:
     """How many pools stay, by reason."""
     table = Table("kept", "why", show_header=False, box=None)
     table.columns[0].justify = "right"
-    reasons = Counter(row.reason.split(": ")[0] for row in rows)
-    for reason, count in reasons.most_common():
+    reasons = Counter(row.reason.split(": ")[0] for row in rows).most_common()
+    for reason, count in reasons[:MOST_REASONS]:
         table.add_row(str(count), escape(reason))
+    if others := sum(count for _, count in reasons[MOST_REASONS:]):
+        table.add_row(str(others), "for other reasons")
     return table
 
 

@@ -17,7 +17,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import SecretStr
 
 from sandbox.fleet import Behaviour, Category
-from worker.modelarts import ClientOptions, Endpoint, ModelArtsClient, Token, make_authenticator
+from worker.modelarts import Endpoint, Token
+from worker.modelarts.auth import make_authenticator
+from worker.modelarts.client import ClientOptions, ModelArtsClient
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

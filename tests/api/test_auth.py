@@ -29,22 +29,14 @@ from sandbox.server import running_sandbox
 from sandbox.signing import Keys, signature_fault
 from tests.api.servers import POOL, PROJECT, calling, deletable, recording, self_signed
 from tests.conftest import until
-from worker.modelarts import (
-    AccessKey,
-    AuthError,
-    Endpoint,
-    IamUser,
-    Token,
-    VerdictKind,
-    classify,
-    make_authenticator,
-)
+from worker.modelarts import AccessKey, AuthError, Endpoint, IamUser, Token, VerdictKind, classify
 from worker.modelarts.auth import (
     FETCH_LOCK_S,
     RENEW_BEFORE_S,
     IamAuthenticator,
     IamToken,
     RedisTokenCache,
+    make_authenticator,
 )
 
 if TYPE_CHECKING:

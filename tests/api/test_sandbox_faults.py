@@ -34,7 +34,8 @@ from worker.modelarts import (
 
 if TYPE_CHECKING:
     from sandbox.server import RunningSandbox
-    from worker.modelarts import Answer, ModelArtsClient
+    from worker.modelarts import Answer
+    from worker.modelarts.client import ModelArtsClient
 
 NOW = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
 

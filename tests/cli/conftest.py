@@ -12,6 +12,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 import time
 import urllib.request
@@ -34,6 +35,7 @@ T = TypeVar("T")
 
 POOLSWEEP = str(Path(sys.executable).with_name("poolsweep"))
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+QUESTION = b"to stop."
 ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|.)")
 
 
@@ -118,12 +120,25 @@ class User:
         """Run a command to its end."""
         return self.start(*arguments, **settings).end()
 
+    def run_with(self, text: str, *arguments: str, **settings: str) -> Ended:
+        """Run a command to its end with a text as its standard input."""
+        with tempfile.TemporaryFile("w+") as file:
+            file.write(text)
+            file.seek(0)
+            return Command(arguments, self.environment(**settings), stdin=file).end()
+
     def run_on_terminal(
-        self, *arguments: str, columns: int, interrupt_at: str = "", **settings: str
+        self,
+        *arguments: str,
+        columns: int = 200,
+        interrupt_at: str = "",
+        answer: str | None = None,
+        **settings: str,
     ) -> Ended:
         """Run a command on a terminal; what it writes there is its output.
 
-        It gets a Ctrl-C as soon as it has written certain words, if these are given.
+        It gets a Ctrl-C as soon as it has written certain words, if these are given; and an answer,
+        if one is given, as soon as it asks.
         """
         leader, follower = pty.openpty()
         fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
@@ -139,6 +154,9 @@ class User:
             if interrupt_at and interrupt_at.encode() in written:
                 command.interrupt(group=True)
                 interrupt_at = ""
+            if answer is not None and QUESTION in written:
+                os.write(leader, answer.encode())
+                answer = None
         os.close(leader)
         return Ended(command.wait(60), written.decode(), "")
 

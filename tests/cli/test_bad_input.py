@@ -1,4 +1,7 @@
-"""Bad input: one sentence that names the field, its value and what is accepted; exit code 2."""
+"""Bad input: one sentence that names the field, its value and what is accepted; exit code 2.
+
+What cannot be reached is exit code 4.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from scheduler.cli.outcome import EXIT_UNREACHABLE, EXIT_USAGE
 from tests.cli.conftest import Cloud, Ended, User, one_sentence
 from worker import embedded_redis
 
@@ -20,6 +24,8 @@ PROJECT = "0123456789abcdef0123456789abcdef"
 POOL = "auto-pool-os-86c13962597848eeb29c5861153a391f"
 DELETE = ("delete", "--project", PROJECT, POOL)
 YES = (*DELETE, "--yes")
+SELECT = ("delete", "--project", PROJECT, "--yes")
+OTHER = "fedcba9876543210fedcba9876543210"
 SECRET = "hunter2-hunter2"
 
 
@@ -30,10 +36,58 @@ class Case:
     arguments: tuple[str, ...]
     words: tuple[str, ...]
     settings: dict[str, str | None] = field(default_factory=dict)
+    code: int = EXIT_USAGE
 
 
 CASES = {
-    "no pools": Case(("delete", "--project", PROJECT), ("POOL", "delete --help")),
+    "no pools": Case(("delete", "--project", PROJECT), ("POOL", "--from", "delete --help")),
+    "a pool in no project": Case(("delete", POOL), (f"'{POOL}'", "no project", "--project")),
+    "a pool in one of two projects": Case(
+        ("delete", POOL, "--project", PROJECT, "--project", OTHER),
+        (f"'{POOL}'", "no project", "one --project"),
+    ),
+    "a pool in another project": Case(
+        (*DELETE, f"{OTHER}/{POOL}"), (OTHER, "not among those of --project")
+    ),
+    "pools that are named and selected": Case(
+        (*DELETE, "--expired"), ("POOL", "--from", "accepted", "selector")
+    ),
+    "a selector in no project": Case(("delete", "--expired"), ("--project", "accepted")),
+    "a project that is not one": Case(
+        ("delete", "--project", "a/b", "--expired"), ("--project", "'a/b'", "accepted")
+    ),
+    "an age that is none": Case(
+        (*SELECT, "--older-than", "1M"), ("--older-than", "'1M'", "accepted", "7d")
+    ),
+    "a tag without a key": Case((*SELECT, "--tag", "=dev"), ("--tag", "'=dev'", "accepted")),
+    "a name without letters": Case((*SELECT, "--name", ""), ("--name", "''", "accepted")),
+    "an idle time that is none": Case((*SELECT, "--idle", "2"), ("--idle", "'2'", "accepted")),
+    "a matcher that is not one": Case(
+        (*SELECT, "--match", "{newer_than: 3d}"), ("--match:1", "exactly one of all, any")
+    ),
+    "a matcher that is no YAML": Case((*SELECT, "--match", "{"), ("--match:1", "not YAML")),
+    "a matcher with a wrong value": Case(
+        (*SELECT, "--match", "{older_than: soon}"), ("--match:1", "older_than", "'soon'")
+    ),
+    "a share that is none": Case(
+        (*SELECT, "--expired", "--max-percent", "nan"), ("--max-percent", "'nan'", "accepted")
+    ),
+    "a share out of range": Case(
+        (*SELECT, "--expired", "--max-failure-percent", "101"), ("--max-failure-percent", "'101'")
+    ),
+    "a list that is not there": Case(
+        (*SELECT, "--from", "no-such-list.txt"), ("--from", "no-such-list.txt", "accepted")
+    ),
+    "a list that is a directory": Case((*SELECT, "--from", "/"), ("--from", "accepted")),
+    "a list in a form that is none": Case(
+        (*SELECT, "--from", "-", "--format", "xml"), ("--format", "'xml'", "'lines'", "'json'")
+    ),
+    "a run to watch that is not there": Case(
+        ("watch", "20260101-000000-abcdefabcd"), ("'20260101-000000-abc",)
+    ),
+    "a run to retry that is not there": Case(
+        ("retry", "20260101-000000-abcdefabcd"), ("'20260101-000000-abc",)
+    ),
     "an unknown option": Case((*YES, "--force"), ("--force", "delete --help")),
     "an unknown command": Case(("purge",), ("'purge'", "--help")),
     "an unknown outcome": Case(
@@ -63,11 +117,13 @@ CASES = {
         YES,
         ("POOLSWEEP_REDIS_URL", "127.0.0.1:1", "accepted"),
         {"REDIS_URL": f"redis://:{SECRET}@127.0.0.1:1/0"},
+        code=EXIT_UNREACHABLE,
     ),
     "a worker's Redis that is not there": Case(
         ("worker",),
         ("POOLSWEEP_REDIS_URL", "127.0.0.1:1", "accepted"),
         {"REDIS_URL": f"redis://:{SECRET}@127.0.0.1:1/0"},
+        code=EXIT_UNREACHABLE,
     ),
     "a Redis that refuses the password": Case(
         YES,
@@ -81,7 +137,10 @@ CASES = {
         {"ENDPOINT": "http://modelarts.example.com"},
     ),
     "an API that is not there": Case(
-        YES, ("listing the pools", "no connection"), {"ENDPOINT": "http://127.0.0.1:1"}
+        YES,
+        ("listing the pools", "no connection"),
+        {"ENDPOINT": "http://127.0.0.1:1"},
+        code=EXIT_UNREACHABLE,
     ),
     "a web page instead of the API": Case(
         YES, ("listing the pools", "HTML"), {"ENDPOINT": "{page}"}
@@ -153,7 +212,7 @@ def endings(somebody: User, page: str) -> dict[str, Ended]:
 def test_it_is_told_in_one_sentence(name: str, endings: dict[str, Ended]) -> None:
     ended = endings[name]
     sentence = one_sentence(ended)
-    assert ended.code == 2, sentence
+    assert ended.code == CASES[name].code, sentence
     for words in CASES[name].words:
         assert words in sentence
     assert ended.out == ""
@@ -180,6 +239,6 @@ def test_the_version_is_told(user: User) -> None:
 def test_without_a_command_the_help_is_shown(user: User) -> None:
     ended = user.run()
     assert ended.code == 2
-    for command in ("delete", "results", "runs", "worker", "sandbox", "demo"):
+    for command in ("delete", "results", "runs", "watch", "retry", "worker", "sandbox", "demo"):
         assert command in ended.out
     assert ended.err == ""

@@ -124,8 +124,11 @@ def test_a_preview_shows_each_pool_and_why_some_must_stay(
 def test_a_preview_fits_a_terminal_of_80_columns(bob: User, cloud: Cloud) -> None:
     parent, children = family(cloud)
     asked = [*children, parent, ABSENT]
-    ended = bob.run_on_terminal("delete", "--project", cloud.project, *asked, columns=80)
-    assert ended.code == 0
+    ended = bob.run_on_terminal(
+        "delete", "--project", cloud.project, *asked, columns=80, answer="no\n"
+    )
+    assert ended.code == 3
+    assert "Stopped: nothing was deleted." in ended.out
     lines = ESCAPE.sub("", ended.out).splitlines()
     assert max(map(len, lines)) <= 80
     for pool in asked:
@@ -164,10 +167,12 @@ def test_pools_are_deleted_by_a_worker_for_the_time_of_the_run(
     assert [each for each in bob.processes() if each.name() != "redis-server"] == []
 
 
-def test_nothing_to_delete_makes_no_run(bob: User, cloud: Cloud, pools: Pools) -> None:
+def test_a_pool_that_is_refused_makes_no_run_and_is_told_by_the_exit_code(
+    bob: User, cloud: Cloud, pools: Pools
+) -> None:
     before = set(bob.runs())
     ended = bob.run("delete", "--project", cloud.project, pools.take("protected"), "--yes")
-    assert ended.code == 0
+    assert ended.code == 3
     assert ended.lines[-1] == "Nothing to delete."
     assert set(bob.runs()) == before
 
@@ -183,7 +188,8 @@ def test_an_interrupted_command_takes_its_worker_along_and_says_what_becomes_of_
     assert "Traceback" not in ended.err
     assert f"run {run_id} waits" in ended.err
     assert "`poolsweep worker`" in ended.err
-    assert f"poolsweep results {run_id}" in ended.err
+    assert f"poolsweep watch {run_id}" in ended.err
+    assert f"poolsweep cancel {run_id}" in ended.err
     assert [each for each in bob.processes() if each.name() != "redis-server"] == []
     run = bob.runs()[run_id]
     assert (run.state, run.counts[JobState.ACCEPTED]) == ("running", 1)
@@ -275,9 +281,9 @@ def test_a_redis_that_is_configured_is_used_and_none_is_started(
         "delete", "--project", cloud.project, pools.take("expired"), "--yes", "--detach"
     )
     assert ended.code == 0
-    run_id = ended.lines[-1]
+    (run_id,) = ended.lines
     assert run_id in carol.runs()
-    (told,) = ended.err.splitlines()
+    told = ended.err.splitlines()[-1]
     assert "No worker is running for this endpoint" in told
     assert "`poolsweep worker`" in told
     assert list(user.state_dir.iterdir()) == []

@@ -127,7 +127,8 @@ def test_on_a_terminal_of_80_columns_the_progress_is_two_lines_that_fit(on_termi
     bars = [number for number, line in enumerate(lines) if re.match(r"Run \S+ ━", line)]
     assert len(bars) > 5, "it is redrawn while the run goes on"
     for number in bars:
-        assert re.fullmatch(r"Run \S{26} [━╸╺ ]+ +\d+% +\S+/s +\d:\d\d:\d\d ?", lines[number])
+        pattern = r"Run \S{26} [━╸╺ ]+ +\d+% \S+/s \d:\d\d:\d\d(, [\d:-]+ left)? ?"
+        assert re.fullmatch(pattern, lines[number])
     assert re.fullmatch(r"(\d+ [a-z_]+(, )?)+", lines[bars[-1] + 1].strip())
     assert "100%" in lines[bars[-1]]
 

@@ -140,7 +140,7 @@ def timed(record: dict[str, Any], *names: str) -> dict[str, Any]:
 
 def test_a_run_and_its_jobs_are_one_json_object(document: dict[str, Any], run_id: str) -> None:
     assert set(document) == {"run", "jobs"}
-    assert timed(document["run"], "created_at", "started_at") == {
+    assert timed(document["run"], "created_at", "planned_at", "started_at") == {
         "run_id": run_id,
         "source": "cli",
         "requester": "alice",
@@ -160,11 +160,14 @@ def test_a_run_and_its_jobs_are_one_json_object(document: dict[str, Any], run_id
             "failed": 1,
         },
         "created_at": "TIME",
+        "planned_at": "TIME",
         "started_at": "TIME",
         "finished_at": None,
         "cancelled_at": None,
         "braked_at": None,
         "policy": None,
+        "client": None,
+        "selector": None,
         "projects": [],
         "note": "",
     }

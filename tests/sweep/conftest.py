@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from worker.ledger import Run
 
 T = TypeVar("T")
-BRAKED, FAILURES, REFUSED = 3, 1, 2
+FAILURES, REFUSED, HELD, UNREACHABLE = 1, 2, 3, 4
 FLAVOR = "modelarts.vm.cpu.4ud"
 PROTECT = "poolsweep/protect"
 PAST, FUTURE = "2024-01-31", "2199-12-31"
@@ -69,6 +69,12 @@ def document(**given: Any) -> Document:
     labels = {"os.modelarts/name": title, "os.modelarts/workspace.id": "0"}
     if given.get("shared"):
         labels["os.modelarts.pool/biz"] = "public"
+    annotations = {
+        "os.modelarts/billing.mode": given.get("billing", "0"),
+        "os.modelarts/tms.tags": tags_text(given.get("tags", {})),
+    }
+    if "subpools" in given:
+        annotations["os.modelarts.pool/subpools.count"] = str(given["subpools"])
     return {
         "apiVersion": "v2",
         "kind": "Pool",
@@ -76,10 +82,7 @@ def document(**given: Any) -> Document:
             "name": name,
             "creationTimestamp": given.get("created", "2024-01-01T00:00:00Z"),
             "labels": labels,
-            "annotations": {
-                "os.modelarts/billing.mode": given.get("billing", "0"),
-                "os.modelarts/tms.tags": tags_text(given.get("tags", {})),
-            },
+            "annotations": annotations,
         },
         "spec": {
             "type": "Logical" if parent else "Dedicate",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.sweep.conftest import BRAKED, FAILURES, FUTURE
+from tests.sweep.conftest import FAILURES, FUTURE, HELD
 from worker import pause
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def test_a_run_that_a_brake_holds_deletes_nothing_and_says_why(
     for each in held.values():
         each["allow_busy"] = True  # saves reads
     ended = ann.run("sweep", ann.writes({"lab": project}, **held), "--yes")
-    assert ended.code == BRAKED, ended.err
+    assert ended.code == HELD, ended.err
     assert project.written() == set()
     runs = {run["policy"]: run for run in ann.runs_in(project)}
     assert runs.keys() == why.keys()
@@ -79,7 +79,7 @@ def test_a_run_in_which_too_much_fails_stops_and_leaves_the_rest(
         },
     )
     ended = ann.run("sweep", path, "--yes")
-    assert ended.code == BRAKED, ended.err
+    assert ended.code == HELD, ended.err
     for each, brake in ((project, "max_failures=4"), (other, "max_failure_percent=30")):
         (run,) = ann.runs_in(each)
         assert run["braked_at"]
@@ -120,7 +120,7 @@ def test_a_project_has_one_run_at_a_time(ann: Operator, project: Project, other:
     ann.ask(lambda redis: pause.pause(redis, project.project, by="ann", reason=""))
     run_id = ann.run("sweep", path, "--yes", "--detach", "--only", "lab").lines[-1]
     held = ann.run("sweep", path, "--yes", "--only", "again", "--only", "plant")
-    assert held.code == BRAKED
+    assert held.code == HELD
     assert f"run {run_id} of the same project has not ended" in held.out
     assert set(other.deletes()) == set(second), "another project is not held"
     assert project.written() == set()

@@ -10,7 +10,7 @@ import pytest
 
 from scheduler.marks import Vetoes
 from tests.cli.conftest import one_sentence
-from tests.sweep.conftest import PAST, REFUSED, passes
+from tests.sweep.conftest import HELD, PAST, REFUSED, passes
 
 if TYPE_CHECKING:
     from tests.sweep.conftest import Operator, Project
@@ -75,7 +75,7 @@ def test_a_policy_with_a_grace_marks_first_and_deletes_what_still_matches_when_i
     assert second[retagged].marked_at > datetime.fromisoformat(first[retagged]["due_at"])
 
     by_name = ann.run("delete", "--project", project.project, vetoed, "--yes")
-    assert by_name.code == 0
+    assert by_name.code == HELD
     assert "keeps it until" in by_name.out
     assert "in use" in by_name.out
     released = ann.run("keep", vetoed, "--project", project.project, "--release")

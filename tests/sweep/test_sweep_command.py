@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.cli.conftest import Command, Ended, one_sentence
-from tests.sweep.conftest import FUTURE, PAST, REFUSED, document
+from tests.cli.conftest import QUESTION, Command, Ended, one_sentence
+from tests.sweep.conftest import FUTURE, HELD, PAST, REFUSED, document
 from worker import pause
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def asked(ann: Operator, path: str, answer: bytes) -> Ended:
     command = Command(("sweep", path), environment, stdin=follower, stdout=follower)
     os.close(follower)
     written = b""
-    while b"anything else to stop" not in written:
+    while QUESTION not in written:
         written += os.read(leader, 65_536)
     if answer:
         os.write(leader, answer)
@@ -58,7 +58,7 @@ def test_a_sweep_asks_and_only_the_number_of_pools_is_a_yes(
     assert unasked.code == 0
     assert unasked.lines[-1] == "Preview only: nothing was deleted. Add --yes to delete."
     stopped = asked(ann, path, b"yes\n")
-    assert stopped.code == 0
+    assert stopped.code == HELD
     assert "Stopped: nothing was deleted." in stopped.out
     interrupted = asked(ann, path, b"")
     assert interrupted.code == 130

@@ -1,16 +1,19 @@
-"""The ModelArts API: its documents, its calls, signing in, and what its answers mean."""
+"""The ModelArts API: its documents, and what its answers mean.
 
-from worker.modelarts.answers import Answer, Body, Failure, Verdict, VerdictKind, classify
-from worker.modelarts.auth import (
-    AccessKey,
-    Authenticator,
-    AuthError,
-    Credentials,
-    IamUser,
-    Token,
-    make_authenticator,
+Its calls and signing in are in `client` and `auth`, to be imported from there: they take an HTTP
+library and cryptography along, which many commands have no use for.
+"""
+
+from worker.modelarts.answers import (
+    Answer,
+    ApiError,
+    Body,
+    Failure,
+    Verdict,
+    VerdictKind,
+    classify,
 )
-from worker.modelarts.client import ApiError, ClientOptions, ModelArtsClient, PoolListing
+from worker.modelarts.credentials import AccessKey, AuthError, Credentials, IamUser, Token
 from worker.modelarts.names import Endpoint, validate_pool_name, validate_project_id
 from worker.modelarts.pool import (
     Billing,
@@ -27,17 +30,13 @@ __all__ = [
     "Answer",
     "ApiError",
     "AuthError",
-    "Authenticator",
     "Billing",
     "Body",
-    "ClientOptions",
     "Credentials",
     "Endpoint",
     "Failure",
     "IamUser",
-    "ModelArtsClient",
     "Pool",
-    "PoolListing",
     "Precondition",
     "Token",
     "UnreadablePoolError",
@@ -46,7 +45,6 @@ __all__ = [
     "VerdictKind",
     "changes",
     "classify",
-    "make_authenticator",
     "node_billing",
     "nodes_obstacle",
     "validate_pool_name",

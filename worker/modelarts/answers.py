@@ -106,6 +106,20 @@ class Verdict:
     throttled: bool = False
 
 
+class ApiError(RuntimeError):
+    """A read that failed; its text is one sentence.
+
+    Attributes:
+        answer: what came back.
+        verdict: what that means.
+    """
+
+    def __init__(self, what: str, answer: Answer, verdict: Verdict) -> None:
+        super().__init__(f"{what}: {verdict.reason}.")
+        self.answer = answer
+        self.verdict = verdict
+
+
 def classify(answer: Answer) -> Verdict:
     """Weigh an answer to a DELETE.
 

@@ -27,6 +27,7 @@ from huaweicloudsdkcore.signer.signer import Signer
 from redis.exceptions import LockError
 
 from worker.modelarts.answers import printable
+from worker.modelarts.credentials import AccessKey, AuthError, IamUser, Token
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
     from redis.asyncio import Redis
 
+    from worker.modelarts.credentials import Credentials
     from worker.modelarts.names import Endpoint
 
 log = structlog.get_logger(__name__)
@@ -47,18 +49,6 @@ FETCH_LOCK_S: Final = 30
 REFUSAL_PAUSE_S: Final = 60.0
 """A refused user is not signed in again before: some wrong passwords lock a user out."""
 _TOKEN_LIMIT = 8 << 20
-
-
-class AuthError(RuntimeError):
-    """Signing in failed; the text is one sentence.
-
-    Attributes:
-        temporary: whether it may succeed later, unlike with wrong credentials.
-    """
-
-    def __init__(self, sentence: str, *, temporary: bool) -> None:
-        super().__init__(sentence)
-        self.temporary = temporary
 
 
 class Authenticator(Protocol):
@@ -96,49 +86,6 @@ class Authenticator(Protocol):
             AuthError: there are none to be had.
         """
         ...
-
-
-@dataclass(frozen=True)
-class Token:
-    """Signing in with a token that the user got.
-
-    Attributes:
-        value: the token.
-    """
-
-    value: SecretStr
-
-
-@dataclass(frozen=True)
-class AccessKey:
-    """Signing in with an access key.
-
-    Attributes:
-        ak, sk: the key and its secret.
-        security_token: with temporary credentials: their token.
-    """
-
-    ak: SecretStr
-    sk: SecretStr
-    security_token: SecretStr | None = None
-
-
-@dataclass(frozen=True)
-class IamUser:
-    """Signing in as a user of the identity service.
-
-    Attributes:
-        endpoint: the identity service.
-        name, password, domain: the user's.
-    """
-
-    endpoint: Endpoint
-    name: str
-    password: SecretStr
-    domain: str
-
-
-Credentials = Token | AccessKey | IamUser
 
 
 def make_authenticator(credentials: Credentials, redis: Redis | None) -> Authenticator:

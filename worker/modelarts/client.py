@@ -15,6 +15,7 @@ from yarl import URL
 
 from worker.modelarts.answers import (
     Answer,
+    ApiError,
     Body,
     Failure,
     Verdict,
@@ -39,20 +40,6 @@ SMALL_BODY: Final = 1 << 20
 LARGE_BODY: Final = 256 << 20
 PAGE: Final = 500
 _REQUEST_ID = "X-Request-Id"
-
-
-class ApiError(RuntimeError):
-    """A read that failed; its text is one sentence.
-
-    Attributes:
-        answer: what came back.
-        verdict: what that means.
-    """
-
-    def __init__(self, what: str, answer: Answer, verdict: Verdict) -> None:
-        super().__init__(f"{what}: {verdict.reason}.")
-        self.answer = answer
-        self.verdict = verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,15 +151,25 @@ class ModelArtsClient:
 
         Source: the API document, GET /v2/{project_id}/pools.
         """
-        path = f"/v2/{validate_project_id(project_id)}/pools"
-        document = await self._read("listing the pools", project_id, path, LARGE_BODY)
         listing = PoolListing([], [])
-        for raw in _items(document, "listing the pools"):
+        for raw in await self.list_documents(project_id):
             try:
                 listing.pools.append(Pool.parse(raw))
             except UnreadablePoolError:
                 listing.unreadable.append(raw)
         return listing
+
+    async def list_documents(self, project_id: str) -> list[Any]:
+        """All pools of a project as the API wrote them, for who needs to read only some.
+
+        Raises:
+            ValueError, AuthError, ApiError: as with `list_pools`.
+
+        Source: the API document, GET /v2/{project_id}/pools.
+        """
+        path = f"/v2/{validate_project_id(project_id)}/pools"
+        document = await self._read("listing the pools", project_id, path, LARGE_BODY)
+        return _items(document, "listing the pools")
 
     async def show_pool(self, project_id: str, pool_name: str) -> Pool | None:
         """One pool; None only if the API itself says that it is not found.

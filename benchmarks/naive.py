@@ -1,0 +1,27 @@
+"""What a user would write first: one Celery task for each pool, and its result to Redis.
+
+Run as `celery -A benchmarks.naive worker`; the benchmark of throughput compares with it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import requests
+from celery import Celery
+
+URL = os.environ.get("NAIVE_REDIS_URL", "redis://localhost")
+app = Celery("naive", broker=URL, backend=URL)
+app.conf.update(worker_hijack_root_logger=False, task_ignore_result=False)
+_local = threading.local()
+
+
+@app.task(name="naive.delete")  # type: ignore[untyped-decorator]
+def delete(url: str, token: str) -> int:
+    """Delete one pool. Returns the HTTP status."""
+    if not hasattr(_local, "session"):
+        _local.session = requests.Session()  # even a first version would keep its connections
+    answer = _local.session.delete(url, headers={"X-Auth-Token": token}, timeout=30)
+    answer.raise_for_status()
+    return int(answer.status_code)

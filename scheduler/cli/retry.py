@@ -1,0 +1,123 @@
+"""`poolsweep retry`: the failed jobs of a run again, as a new run."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from scheduler import matchers
+from scheduler.cli.delete import Verify, Wait, Yes
+from scheduler.cli.errors import UsageError
+from scheduler.cli.on_demand import Terms, brakes_of, carry_out, plan_over
+from scheduler.cli.outcome import EXIT_DONE
+from scheduler.cli.session import open_ledger, remark
+from scheduler.selection import named
+from scheduler.sweep import Office, plan_project
+from worker.deletion import ABSENT
+from worker.ledger import JobState
+from worker.modelarts import Precondition, changes
+from worker.projects import Directory
+from worker.settings import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from scheduler.facts import Facts
+    from scheduler.matchers import Finding
+    from scheduler.selection import Rules
+    from worker.ledger import Job, Run
+    from worker.modelarts import Pool
+
+
+def retry(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The id of a run that has ended.")],
+    reason: Annotated[
+        str | None, typer.Option(help="Why, for the record; else: retry of RUN.")
+    ] = None,
+    yes: Yes = False,
+    verify: Verify = True,
+    wait: Wait = True,
+) -> None:
+    """Delete the pools whose jobs failed in a run: shown first, then asked.
+
+    A pool that is no longer as it was when the run chose it is kept. Exit codes as with delete.
+    """
+    why = f"retry of {run}" if reason is None else reason
+    code = asyncio.run(_retry(run, why, yes=yes, verify=verify, wait=wait))
+    if code:
+        raise typer.Exit(code)
+
+
+async def _retry(run_id: str, reason: str, *, yes: bool, verify: bool, wait: bool) -> int:
+    config = settings()
+    directory = Directory.of(config)
+    async with open_ledger(config) as (redis, ledger):
+        run = await ledger.run(run_id)
+        if not run.ended:
+            raise UsageError(f"RUN: {run_id} is {run.state}; accepted: a run that has ended.")
+        failed: dict[str, dict[str, Job]] = {}
+        async for job in ledger.all_jobs(run_id, outcome=JobState.FAILED):
+            failed.setdefault(job.project_id, {})[job.pool_name] = job
+        if not failed:
+            remark(f"No job of run {run_id} failed: there is nothing to retry.")
+            return EXIT_DONE
+        office = Office(directory, redis, ledger)
+        for project in failed:
+            _same_place(office, run, project)
+        now = datetime.now(UTC)
+
+        plans = await plan_over(
+            list(failed),
+            lambda project: plan_project(
+                office, project, as_chosen(failed[project]), now, named=list(failed[project])
+            ),
+        )
+        terms = Terms(
+            brakes=brakes_of(sum(map(len, failed.values()))),
+            named=True,
+            reason=reason,
+            yes=yes,
+            verify=verify,
+            wait=wait,
+        )
+        return await carry_out(office, plans, terms)
+
+
+def _same_place(office: Office, run: Run, project: str) -> None:
+    endpoint = office.endpoint(project)
+    if endpoint != run.endpoint:
+        raise UsageError(
+            f"RUN: {run.run_id} was against {run.endpoint}, and project {project} is at {endpoint} "
+            "now; accepted: a run at the same endpoint."
+        )
+
+
+def as_chosen(jobs: Mapping[str, Job]) -> Rules:
+    """Rules for the pools of failed jobs: one that is not as its job was made for stays. Pure.
+
+    Args:
+        jobs: the jobs, by pool id.
+    """
+    by_name = named(jobs)
+
+    def match(facts: Facts, now: datetime) -> Finding:
+        job = jobs.get(facts.pool.pool_id)
+        if job is not None and (why := _changed(job, facts.pool)):
+            return matchers.no(why)
+        return by_name.match(facts, now)
+
+    return replace(by_name, match=match)
+
+
+def _changed(job: Job, pool: Pool) -> str:
+    """How a pool differs from what its job was made for; empty: it does not."""
+    if job.fingerprint == ABSENT:
+        return "it was not there when the run chose it"
+    if not job.fingerprint:
+        return ""
+    found = changes(Precondition(job.created, job.fingerprint), pool)
+    return f"changed since the run chose it: {'; '.join(found)}" if found else ""

@@ -1,0 +1,7 @@
+-- Takes a consumer off its group, unless entries are still its own: they would be forgotten.
+-- KEYS[1]: the stream   ARGV: the group, the consumer
+if #redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 1, ARGV[2]) > 0 then
+  return 0
+end
+redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
+return 1
