@@ -11,10 +11,19 @@ import threading
 import requests
 from celery import Celery
 
-URL = os.environ.get("NAIVE_REDIS_URL", "redis://localhost")
-app = Celery("naive", broker=URL, backend=URL)
-app.conf.update(worker_hijack_root_logger=False, task_ignore_result=False)
 _local = threading.local()
+
+
+def make_app(url: str) -> Celery:
+    """A Celery app with its broker and its results in one Redis.
+
+    Args:
+        url: the server.
+    """
+    return Celery("naive", broker=url, backend=url, set_as_current=False)
+
+
+app = make_app(os.environ.get("NAIVE_REDIS_URL", "redis://localhost"))
 
 
 @app.task(name="naive.delete")  # type: ignore[untyped-decorator]

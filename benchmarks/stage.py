@@ -9,7 +9,6 @@ import platform
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +19,6 @@ from worker import embedded_redis
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-
-READY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +46,21 @@ class Sandbox:
 @contextlib.contextmanager
 def redis_server() -> Iterator[tuple[str, psutil.Process]]:
     """A redis-server on a socket of its own: its URL and its process."""
-    with tempfile.TemporaryDirectory(prefix="poolsweep-bench-") as directory:
-        with embedded_redis.join(Path(directory)) as server:
-            found = [
-                process
-                for process in psutil.process_iter()
-                if "redis-server" in process.name() and _lives_in(process, directory)
-            ]
-            yield server.url, found[0]
+    with (
+        tempfile.TemporaryDirectory(prefix="poolsweep-bench-") as directory,
+        embedded_redis.join(Path(directory)) as server,
+    ):
+        found = [
+            process
+            for process in psutil.process_iter()
+            if "redis-server" in process.name() and _lives_in(process, directory)
+        ]
+        yield server.url, found[0]
 
 
 def _lives_in(process: psutil.Process, directory: str) -> bool:
     try:
-        return process.cwd().startswith(directory)
+        return Path(process.cwd()).is_relative_to(directory)
     except psutil.Error:
         return False
 
@@ -72,8 +71,8 @@ def sandbox(*options: str) -> Iterator[Sandbox]:
     command = [sys.executable, "-m", "sandbox", "--port", "0", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
-            assert process.stdout is not None
-            told: dict[str, Any] = json.loads(process.stdout.readline())
+            line = process.stdout.readline() if process.stdout else ""
+            told: dict[str, Any] = json.loads(line)
             yield Sandbox(
                 told["url"], told["project_ids"], told["token"], psutil.Process(process.pid)
             )
@@ -87,9 +86,7 @@ def process(
 ) -> Iterator[psutil.Process]:
     """A process for the time of the block; what it prints goes to a file."""
     with log.open("w") as output:
-        started = subprocess.Popen(
-            command, env={**os.environ, **env}, stdout=output, stderr=output
-        )
+        started = subprocess.Popen(command, env={**os.environ, **env}, stdout=output, stderr=output)
         try:
             yield psutil.Process(started.pid)
         finally:
@@ -100,34 +97,27 @@ def process(
                 started.kill()
 
 
-def said(log: Path, words: str) -> None:
-    """Wait until a process has written certain words."""
-    deadline = time.monotonic() + READY_S
-    while words not in log.read_text():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{log} never said {words!r}:\n{log.read_text()[-2_000:]}")
-        time.sleep(0.02)
-
-
-def cpu_s(*processes: psutil.Process) -> float:
-    """CPU seconds that processes and their children have used."""
+def cpu_s(process: psutil.Process, *, children: bool = True) -> float:
+    """CPU seconds that a process, and perhaps its children, have used."""
     total = 0.0
-    for each in processes:
-        for one in [each, *each.children(recursive=True)]:
-            times = one.cpu_times()
-            total += times.user + times.system
+    for each in _family(process, children):
+        times = each.cpu_times()
+        total += times.user + times.system
     return total
 
 
-def peak_mb(*processes: psutil.Process) -> float:
-    """The largest resident memory that processes and their children ever had, in MB, summed."""
+def peak_mb(process: psutil.Process, *, children: bool = True) -> float:
+    """The most resident memory that a process, and each of its children, ever had, in MB."""
     total = 0
-    for each in processes:
-        for one in [each, *each.children(recursive=True)]:
-            for line in Path(f"/proc/{one.pid}/status").read_text().splitlines():
-                if line.startswith("VmHWM"):
-                    total += int(line.split()[1])
+    for each in _family(process, children):
+        for line in Path(f"/proc/{each.pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                total += int(line.split()[1])
     return total / 1024
+
+
+def _family(process: psutil.Process, children: bool) -> list[psutil.Process]:
+    return [process, *(process.children(recursive=True) if children else ())]
 
 
 def machine() -> dict[str, Any]:

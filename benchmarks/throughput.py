@@ -2,20 +2,20 @@
 
 Four contenders delete the pools of a sandbox, interleaved in several rounds, at several latencies:
 
-  bare      an aiohttp loop with 100 calls in flight; no Celery, no Redis: the limit
-  poolsweep one worker process with its defaults, but no rate limit
-  prefork   one Celery task for each pool, `requests`, one process
-  threads   the same in a pool of 100 threads
+  bare       an aiohttp loop with 100 calls in flight; no Celery, no Redis: the limit
+  poolsweep  one worker process with its defaults, but no rate limit
+  prefork    one Celery task for each pool, `requests`, results in Redis, one process
+  threads    the same in a pool of 100 threads
 
-Prints a table of medians and writes JSON. The sandbox is a process of its own; what it could serve
-is measured first.
+Every contender of a round and latency has a sandbox of its own, in a process of its own, with
+pools enough; what a sandbox could serve is measured first. The table shows medians; CPU is in
+milliseconds for each pool, of the contender's processes and of redis-server.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import statistics
 import sys
@@ -27,27 +27,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+import psutil
 from pydantic import SecretStr
 from redis.asyncio import Redis
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import stage
+from benchmarks import naive, stage
 from scheduler.dispatch import Order, dispatch
 from scheduler.planner import Plan
 from scheduler.selection import Decision
 from scheduler.sweep import Office
 from worker.ledger import JobState, Ledger, Source
+from worker.modelarts import Pool
 from worker.projects import Directory
+from worker.reconciler import live_workers
 from worker.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    import psutil
 
 IN_FLIGHT = 100
 POLL_S = 0.02
+READY_S = 60.0
+SPARE = 2.2
+"""So many pools are made for each that is to be deleted: some are prepaid, protected and so on."""
+PLAIN = {"expired", "tagged"}
+"""Categories of the sandbox whose pools are deleted when that is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +62,6 @@ class Measured:
     """What one contender came to in one round.
 
     Attributes:
-        contender, latency_ms, round_: which.
         pools: how many were deleted.
         seconds: how long that took.
         cpu_s: CPU seconds of the contender's processes meanwhile.
@@ -64,9 +70,6 @@ class Measured:
         peak_mb: the most memory that the contender's processes ever had.
     """
 
-    contender: str
-    latency_ms: float
-    round_: int
     pools: int
     seconds: float
     cpu_s: float
@@ -80,41 +83,12 @@ class Measured:
         return self.pools / self.seconds
 
 
-class Meter:
-    """Times a piece of work, and the CPU of processes meanwhile."""
-
-    def __init__(
-        self,
-        contender: Sequence[psutil.Process],
-        redis: psutil.Process,
-        sandbox: psutil.Process,
-    ) -> None:
-        self._parts = (contender, [redis], [sandbox])
-
-    async def __call__(self, work: Awaitable[None], **about: Any) -> Measured:
-        before = [stage.cpu_s(*part) for part in self._parts]
-        begun = time.perf_counter()
-        await work
-        seconds = time.perf_counter() - begun
-        used = [
-            stage.cpu_s(*part) - then for part, then in zip(self._parts, before, strict=True)
-        ]
-        return Measured(
-            seconds=seconds,
-            cpu_s=used[0],
-            redis_cpu_s=used[1],
-            sandbox_cpu_s=used[2],
-            peak_mb=stage.peak_mb(*self._parts[0]),
-            **about,
-        )
-
-
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """What a round runs on.
+    """What a contender runs on.
 
     Attributes:
-        redis_url: a Redis.
+        redis_url: an empty Redis.
         redis: its process.
         cloud: a sandbox.
         pools: its pools that may be deleted.
@@ -127,21 +101,36 @@ class Ground:
     pools: Sequence[Pool]
     logs: Path
 
-    def meter(self, *contender: psutil.Process) -> Meter:
-        """What measures a contender's processes."""
-        return Meter(contender, self.redis, self.cloud.process)
-
     def url(self, pool: Pool) -> str:
         """Where a pool is deleted."""
         return f"{self.cloud.url}/v2/{self.cloud.project_id}/pools/{pool.pool_id}"
 
+    async def measure(
+        self, contender: psutil.Process, work: Awaitable[None], pools: int, *, alone: bool = False
+    ) -> Measured:
+        """Time a piece of work, and the CPU of processes meanwhile.
 
-Contender = Callable[[Ground], "Awaitable[Measured]"]
+        Args:
+            contender: its process.
+            work: what to wait for.
+            pools: how many pools it deletes.
+            alone: whether the contender's children are not its own.
+        """
+        parts = [(contender, not alone), (self.redis, True), (self.cloud.process, True)]
+        before = [stage.cpu_s(each, children=children) for each, children in parts]
+        begun = time.perf_counter()
+        await work
+        seconds = time.perf_counter() - begun
+        used = [
+            stage.cpu_s(each, children=children) - then
+            for (each, children), then in zip(parts, before, strict=True)
+        ]
+        peak_mb = stage.peak_mb(contender, children=not alone)
+        return Measured(pools, seconds, used[0], used[1], used[2], peak_mb)
 
 
 async def bare(ground: Ground) -> Measured:
     """As fast as aiohttp goes, with as many calls in flight as poolsweep makes."""
-    me = psutil.Process()
     waiting = iter(ground.pools)
     headers = {"X-Auth-Token": ground.cloud.token}
 
@@ -156,33 +145,30 @@ async def bare(ground: Ground) -> Measured:
 
             await asyncio.gather(*(go_on() for _ in range(IN_FLIGHT)))
 
-    # Its helpers, such as the sandbox, are children of this process too.
-    return await ground.meter()(work(), own=me, pools=len(ground.pools))
+    # The sandbox and the servers are children of this process too.
+    return await ground.measure(psutil.Process(), work(), len(ground.pools), alone=True)
 
 
 async def poolsweep(ground: Ground) -> Measured:
     """One worker with its defaults, but no rate limit; from the plan to the last answer."""
+    url, token = ground.cloud.url, ground.cloud.token
     settings = Settings(
-        redis_url=SecretStr(ground.redis_url),
-        endpoint=ground.cloud.url,
-        token=SecretStr(ground.cloud.token),
-        rate_limit=0,
+        redis_url=SecretStr(ground.redis_url), endpoint=url, token=SecretStr(token), rate_limit=0
     )
     env = {
         "POOLSWEEP_REDIS_URL": ground.redis_url,
-        "POOLSWEEP_ENDPOINT": ground.cloud.url,
-        "POOLSWEEP_TOKEN": ground.cloud.token,
+        "POOLSWEEP_ENDPOINT": url,
+        "POOLSWEEP_TOKEN": token,
         "POOLSWEEP_RATE_LIMIT": "0",
     }
     decisions = [Decision(pool, True, "measured") for pool in ground.pools]
-    project, url = ground.cloud.project_id, ground.cloud.url
-    plan = Plan(project, url, decisions, datetime.now(UTC), len(decisions))
+    plan = Plan(ground.cloud.project_id, url, decisions, datetime.now(UTC), len(decisions))
     command = [sys.executable, "-m", "scheduler.cli", "worker"]
     async with Redis.from_url(ground.redis_url, decode_responses=True) as redis:
         ledger = Ledger(redis)
         office = Office(Directory(settings, {}), redis, ledger)
         with stage.process(command, env, log=ground.logs / "poolsweep.log") as worker:
-            while not await live_workers(redis, url):
+            while not await live_workers(redis, url):  # noqa: ASYNC110 - it is in Redis
                 await asyncio.sleep(POLL_S)
 
             async def work() -> None:
@@ -193,26 +179,179 @@ async def poolsweep(ground: Ground) -> Measured:
                     if not found.counts[JobState.PENDING] + found.counts[JobState.LEASED]:
                         break
                     await asyncio.sleep(POLL_S)
-                failed = found.counts[JobState.FAILED] + found.counts[JobState.SKIPPED]
-                assert not failed, f"{failed} of {found.total} jobs failed"
+                lost = found.counts[JobState.FAILED] + found.counts[JobState.SKIPPED]
+                if lost:
+                    raise RuntimeError(f"{lost} of {found.total} jobs were not done")
 
-            return await ground.meter(worker)(work(), pools=len(decisions))
+            return await ground.measure(worker, work(), len(decisions))
 
 
-async def _celery(ground: Ground, *options: str, pools: int) -> Measured:
-    chosen = ground.pools[:pools]
-    naive.app.conf.update(broker_url=ground.redis_url, result_backend=ground.redis_url)
+async def prefork(ground: Ground) -> Measured:
+    """One process that works on one task at a time."""
+    return await _celery(ground, "--pool", "prefork", "--concurrency", "1")
+
+
+async def threads(ground: Ground) -> Measured:
+    """One process with 100 threads."""
+    return await _celery(ground, "--pool", "threads", "--concurrency", "100")
+
+
+async def _celery(ground: Ground, *options: str) -> Measured:
+    url = ground.redis_url.replace("unix://", "redis+socket://")
+    app = naive.make_app(url)
     command = [sys.executable, "-m", "celery", "-A", "benchmarks.naive", "worker", *options]
-    env = {"NAIVE_REDIS_URL": ground.redis_url}
     log = ground.logs / "celery.log"
-    with stage.process(command, env, log=log) as worker:
-        stage.said(log, "ready.")
+    with stage.process(command, {"NAIVE_REDIS_URL": url}, log=log) as worker:
+        deadline = time.monotonic() + READY_S
+        while not app.control.ping(timeout=0.5):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"Celery did not start:\n{log.read_text()[-2_000:]}")
 
         def work() -> None:
+            token = ground.cloud.token
             results = [
-                naive.delete.delay(ground.url(pool), ground.cloud.token) for pool in chosen
+                app.tasks["naive.delete"].delay(ground.url(pool), token) for pool in ground.pools
             ]
             for result in results:
-                assert result.get(timeout=120, interval=0.01) in {200, 202}
+                result.get(timeout=300, interval=POLL_S)
 
-        return await ground.meter(worker)(asyncio.to_thread(work), pools=len(chosen))
+        return await ground.measure(worker, asyncio.to_thread(work), len(ground.pools))
+
+
+CONTENDERS: dict[str, Callable[[Ground], Awaitable[Measured]]] = {
+    "bare": bare,
+    "poolsweep": poolsweep,
+    "prefork": prefork,
+    "threads": threads,
+}
+
+
+def pools_for(contender: str, latency_ms: float, seconds: float) -> int:
+    """How many pools keep a contender busy for about so long."""
+    fastest = 1_500 if latency_ms < 60 else 100_000 / latency_ms
+    rate = {
+        "prefork": min(250, 900 / (latency_ms + 4)),
+        "threads": min(400, fastest),
+    }.get(contender, fastest)
+    return max(50, round(rate * seconds))
+
+
+async def on_fresh_ground(contender: str, latency_ms: float, pools: int) -> Measured:
+    """Run a contender once, against a sandbox and a Redis of its own."""
+    options = ["--pools", str(round(pools * SPARE) + 50), "--latency-ms", str(latency_ms)]
+    with (
+        tempfile.TemporaryDirectory() as logs,
+        stage.redis_server() as (redis_url, redis),
+        stage.sandbox(*options, "--delete-seconds", "3600") as cloud,
+    ):
+        chosen = await _deletable(cloud, pools)
+        return await CONTENDERS[contender](Ground(redis_url, redis, cloud, chosen, Path(logs)))
+
+
+async def _deletable(cloud: stage.Sandbox, pools: int) -> list[Pool]:
+    async with aiohttp.ClientSession() as session:
+        headers = {"X-Auth-Token": cloud.token}
+        async with session.get(f"{cloud.url}/_sandbox/state") as answer:
+            state = await answer.json()
+        url = f"{cloud.url}/v2/{cloud.project_id}/pools"
+        async with session.get(url, headers=headers) as answer:
+            listed = map(Pool.parse, (await answer.json(content_type=None))["items"])
+    found = [pool for pool in listed if state[pool.pool_id]["category"] in PLAIN]
+    if len(found) < pools:
+        raise RuntimeError(f"the sandbox has {len(found)} pools that may go, of {pools} wanted")
+    return found[:pools]
+
+
+async def most_of_the_sandbox(seconds: float) -> float:
+    """Answers a second that a sandbox gives to two processes that only shout at it."""
+    with stage.sandbox("--pools", "10") as cloud:
+        path = f"/v2/{cloud.project_id}/pools/{'x' * 36}"
+        shouters = [
+            await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "benchmarks.shout",
+                cloud.url,
+                path,
+                cloud.token,
+                str(seconds),
+                stdout=asyncio.subprocess.PIPE,
+            )
+            for _ in range(2)
+        ]
+        told = await asyncio.gather(*(each.communicate() for each in shouters))
+    return sum(float(out) for out, _ in told)
+
+
+async def run(latencies: Sequence[float], rounds: int, seconds: float) -> dict[str, Any]:
+    """Measure everything; returns what the JSON file holds."""
+    results: dict[str, dict[str, list[Measured]]] = {}
+    console = Console(stderr=True)
+    ceiling = await most_of_the_sandbox(3)
+    console.print(f"A sandbox could answer {ceiling:.0f} calls a second")
+    for number in range(rounds):
+        for latency_ms in latencies:
+            for contender in CONTENDERS:
+                pools = pools_for(contender, latency_ms, seconds)
+                measured = await on_fresh_ground(contender, latency_ms, pools)
+                by_contender = results.setdefault(f"{latency_ms:g}", {})
+                by_contender.setdefault(contender, []).append(measured)
+                console.print(
+                    f"round {number + 1}, {latency_ms:g} ms, {contender}: {measured.rate:.0f}/s"
+                )
+    return {
+        "machine": stage.machine(),
+        "sandbox_ceiling": ceiling,
+        "rounds": rounds,
+        "latencies": {
+            latency: {
+                name: [asdict(each) | {"rate": each.rate} for each in measured]
+                for name, measured in by_contender.items()
+            }
+            for latency, by_contender in results.items()
+        },
+    }
+
+
+def show(latencies: dict[str, dict[str, list[dict[str, float]]]]) -> None:
+    """Print the table of medians."""
+    table = Table("latency", "contender", "pools/s", "of bare", "CPU ms", "Redis ms", "peak MB")
+    for latency, by_contender in latencies.items():
+        limit = _median(by_contender["bare"], "rate")
+        for name, rows in by_contender.items():
+            rate = _median(rows, "rate")
+            table.add_row(
+                f"{latency} ms",
+                name,
+                f"{rate:.0f}",
+                f"{rate / limit:.2f}",
+                *(f"{1000 * _median(rows, part) / _median(rows, 'pools'):.2f}" for part in _CPU),
+                f"{_median(rows, 'peak_mb'):.0f}",
+            )
+    Console(width=100).print(table)
+
+
+_CPU = ("cpu_s", "redis_cpu_s")
+
+
+def _median(rows: Sequence[dict[str, float]], name: str) -> float:
+    return statistics.median(row[name] for row in rows)
+
+
+def main() -> None:
+    """Run the contenders, print the table and write the JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--latencies", type=float, nargs="+", default=[0, 50, 200])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=6, help="of each measurement, about")
+    parser.add_argument("--json", type=Path, default=Path("throughput.json"))
+    given = parser.parse_args()
+    document = asyncio.run(run(given.latencies, given.rounds, given.seconds))
+    given.json.write_text(json.dumps(document, indent=1) + "\n")
+    show(document["latencies"])
+
+
+if __name__ == "__main__":
+    main()

@@ -11,11 +11,11 @@ import structlog
 from redis.exceptions import RedisError
 
 from worker.cancellation import cancel
+from worker.cancelled_runs import CancelledRuns
 from worker.deletion import Lease
 from worker.inventory import FEW
 from worker.leader import process_name
 from worker.ledger import Attempt, JobState, Move, RunNotFoundError
-from worker.pause import LOOK_S
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -69,6 +69,7 @@ class Executor:
         self._recorder = recorder
         self._pause = pause
         self._settings = settings
+        self._cancelled_runs = CancelledRuns(ledger)
         self._draining = asyncio.Event()
 
     def drain(self) -> None:
@@ -133,7 +134,7 @@ class Executor:
         }
         keeper = asyncio.create_task(self._keep(lease, tasks))
         draining = asyncio.ensure_future(self._draining.wait())
-        cancelled = asyncio.create_task(self._cancelled(lease.run_id))
+        cancelled = asyncio.ensure_future(self._cancelled_runs.wait_for(lease.run_id))
         finished = asyncio.gather(*tasks.values(), return_exceptions=True)
         any_of: set[asyncio.Future[Any]] = {finished, draining, cancelled}
         try:
@@ -156,22 +157,6 @@ class Executor:
         for error in {repr(result): result for result in results}.values():
             if isinstance(error, Exception) and not isinstance(error, asyncio.CancelledError):
                 log.error("jobs_interrupted", run_id=lease.run_id, reason=str(error))
-
-    async def _cancelled(self, run_id: str) -> None:
-        """Wait until the run is cancelled, by somebody or by its brakes.
-
-        Its jobs that wait here for the rate limit have not been called yet: given back, they are
-        cancelled too.
-        """
-        while True:
-            await asyncio.sleep(LOOK_S)
-            try:
-                if (await self._ledger.run(run_id)).cancelled_ms:
-                    return
-            except RunNotFoundError:
-                return
-            except RedisError as error:
-                log.warning("redis_unreachable", run_id=run_id, reason=str(error))
 
     async def _keep(self, lease: Lease, tasks: dict[int, asyncio.Task[None]]) -> None:
         """Renew the lease until cancelled; stop what it no longer covers."""

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PROJECT = "0123456789abcdef0123456789abcdef"
-TOKEN, HASH = new_token()
-OTHER_TOKEN, OTHER_HASH = new_token()
+# Fixed, so that tests have the same names in every process.
+TOKEN, OTHER_TOKEN = f"pst_{'a1B-' * 10}xyz", f"pst_{'_c2D' * 10}xyz"
+HASH, OTHER_HASH = token_hash(TOKEN), token_hash(OTHER_TOKEN)
 WHOLE = f"""
 clients:
   ci:

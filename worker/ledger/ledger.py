@@ -299,6 +299,18 @@ class Ledger:
             raise RunNotFoundError(run_id)
         return Run.parse(run_id, fields)
 
+    async def cancelled(self, run_ids: Sequence[str]) -> set[str]:
+        """Those of some runs that are cancelled, or are not there any more."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for run_id in run_ids:
+                pipe.hmget(keys.run(run_id), "state", "cancelled_ms")
+            found = await pipe.execute()
+        return {
+            run_id
+            for run_id, (state, cancelled_ms) in zip(run_ids, found, strict=True)
+            if state is None or cancelled_ms is not None
+        }
+
     async def runs(self, *, limit: int = 50, offset: int = 0) -> list[Run]:
         """The runs, newest first; those whose records have aged out are left out."""
         ids = await self._redis.zrevrange(keys.INDEX, offset, offset + limit - 1)

@@ -152,7 +152,10 @@ class ModelArtsClient:
         Source: the API document, GET /v2/{project_id}/pools.
         """
         listing = PoolListing([], [])
-        for raw in await self.list_documents(project_id):
+        documents = await self.list_documents(project_id)
+        documents.reverse()
+        while documents:
+            raw = documents.pop()  # so that its memory is there for what is made of it
             try:
                 listing.pools.append(Pool.parse(raw))
             except UnreadablePoolError:
