@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from scheduler.review.records import (
     COLUMNS,
     job_record,
+    json_text,
     run_record,
     timestamp,
     write_csv,
@@ -93,6 +94,9 @@ def test_a_run_is_told_whole() -> None:
     assert run_record(RUN) == {
         "run_id": "20260102-030405-0123456789",
         "source": "cli",
+        "client": None,
+        "selector": None,
+        "planned_at": "2026-01-02T03:04:05.678Z",
         "requester": "ann",
         "reason": "night «sweep»",
         "endpoint": "https://modelarts.example.com",
@@ -234,3 +238,10 @@ async def test_every_text_survives_and_none_is_a_formula(text: str) -> None:
 async def test_every_text_survives_in_json(name: str, reason: str) -> None:
     (found,) = (await as_json(job(display_name=name, reason=reason)))["jobs"]
     assert (found["name"], found["reason"]) == (name, reason)
+
+
+def test_no_control_character_reaches_a_terminal_by_json() -> None:
+    raw = "a\x7f\x9b31m\x1b[0mü\n"
+    text = json_text({"reason": raw})
+    assert not any(ord(each) < 32 or 0x7F <= ord(each) <= 0x9F for each in text)
+    assert json.loads(text) == {"reason": raw}

@@ -10,7 +10,7 @@ import typer
 from celery import signals
 from celery.exceptions import WorkerShutdown
 
-from scheduler.cli.worker import _note_stops, end_with_stdin
+from scheduler.cli.worker import end_with_stdin, note_stops
 from worker.settings import ENV_PREFIX, settings
 
 
@@ -33,7 +33,7 @@ def intake(
     settings.cache_clear()
     if exit_with_stdin:
         threading.Thread(target=end_with_stdin, daemon=True).start()
-    early = _note_stops()
+    early = note_stops()
     from scheduler.intake.app import app
 
     def stop_if_asked(**_: Any) -> None:

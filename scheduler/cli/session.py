@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import getpass
-import json
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
 from rich.console import Console
 
 from scheduler.cli.errors import UnreachableError, UsageError
+from scheduler.review.records import json_text
 from worker import embedded_redis
 from worker.ledger import Ledger
 from worker.redis_connection import connect
@@ -51,7 +51,7 @@ def say(sentence: str) -> None:
 
 def say_json(value: Any) -> None:
     """Tell a program something: one JSON value, past rich, which would wrap and style it."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+    sys.stdout.write(json_text(value, indent=1) + "\n")
 
 
 def remark(sentence: str, style: str = "dim") -> None:

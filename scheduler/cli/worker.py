@@ -31,7 +31,7 @@ def worker(
     if config.redis_url is not None:
         # Celery would try for ever, which helps nobody who mistyped the URL or the password.
         asyncio.run(_check_redis(config))
-    early = _note_stops()
+    early = note_stops()
     from worker.app import app
 
     if early:
@@ -54,7 +54,7 @@ def worker(
     )
 
 
-def _note_stops() -> list[int]:
+def note_stops() -> list[int]:
     """The signals to stop that come from now on, until Celery has handlers of its own.
 
     Interrupted halfway through its start, Celery leaves things behind or hangs.

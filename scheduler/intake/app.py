@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -48,6 +49,10 @@ def _start(**_: Any) -> None:
     """Before Celery looks for its broker: whoever asks by HTTP is told what is missing."""
     config = settings()
     log.configure(config)
+    for name in ("celery.worker.strategy", "celery.app.trace"):
+        # Two lines for each message, and for each time that one whose client asks too often comes
+        # round. What became of it is said once, in words of our own.
+        logging.getLogger(name).setLevel(logging.WARNING)
     if log.is_json(config, sys.stderr):
         # Celery prints a banner and a farewell past all logging.
         sys.__stdout__ = Path(os.devnull).open("w")  # type: ignore[misc] # noqa: SIM115

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import structlog
 from aiohttp import web
 
-from scheduler.intake import events, openapi, problems
-from scheduler.intake.desk import LONGEST_KEY
+from scheduler.intake import events, openapi, problems, reading
 from scheduler.intake.problems import ProblemError, problem_of, retry_after
-from scheduler.intake.request import LARGEST, RequestError, Way, read_request
+from scheduler.intake.request import Way
 from scheduler.review.records import job_record, run_record
-from worker.ledger import JobState, RunNotFoundError, RunState
+from worker.ledger import RunNotFoundError, RunState
 from worker.modelarts.answers import printable
 
 if TYPE_CHECKING:
@@ -26,14 +25,10 @@ if TYPE_CHECKING:
 
     from scheduler.intake.clients import Client, Clients
     from scheduler.intake.desk import Desk
-    from scheduler.intake.request import Request
     from worker.ledger import Ledger, Run
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-_BEARER = re.compile(r"(?i:bearer) +([!-~]+)")
-_CHALLENGE: Final = 'Bearer realm="poolsweep"'
-_JSON = re.compile(r'(?i)application/json(?:\s*;\s*charset="?utf-8"?)?\s*')
 HEADERS: Final = {
     "Server": "poolsweep",
     "X-Content-Type-Options": "nosniff",
@@ -41,6 +36,7 @@ HEADERS: Final = {
 }
 """What every answer says besides."""
 _PROBES: Final = ("/healthz", "/readyz")
+
 log = structlog.get_logger(__name__)
 
 
@@ -126,7 +122,7 @@ def make_app(parts: Parts) -> web.Application:
         ("GET", "/healthz", api.is_alive),
         ("GET", "/readyz", api.is_ready),
     ):
-        app.router.add_route(method, path, handler, expect_handler=_expect_later)
+        app.router.add_route(method, path, handler, expect_handler=reading.expect_later)
     return app
 
 
@@ -150,7 +146,7 @@ class _Api:
         began = clock()
         problem = None
         try:
-            _check_head(request)
+            reading.check_head(request)
             response = await handler(request)
         except Exception as error:
             if isinstance(error, ConnectionError) and _has_left(request):
@@ -182,9 +178,9 @@ class _Api:
         Raises:
             ProblemError: nobody who may.
         """
-        client = self._parts.clients().authenticate(_token(request))
+        client = self._parts.clients().authenticate(reading.token_of(request))
         if client is None:
-            raise _unauthenticated("the token is not known, or is no longer", given=True)
+            raise reading.unauthenticated("the token is not known, or is no longer", given=True)
         request[_NOTE].client = client.name
         if Way.HTTP not in client.ways:
             raise ProblemError(
@@ -225,12 +221,12 @@ class _Api:
 
     async def create(self, request: web.Request) -> web.Response:
         client = self._client(request)
-        _query(request)
-        key = _idempotency_key(request)
-        _check_body_form(request)
+        reading.query_of(request)
+        key = reading.idempotency_key(request)
+        reading.check_body_form(request)
         async with asyncio.timeout(self._bounds.answer_s):
             await self._count(client)
-        wanted = _read(await _body(request, self._bounds.body_s))
+        wanted = reading.read(await reading.body_of(request, self._bounds.body_s))
         async with asyncio.timeout(self._bounds.answer_s):
             run_id = await self._parts.desk.accept(wanted, client, Way.HTTP, key=key)
         request[_NOTE].run_id = run_id
@@ -241,16 +237,16 @@ class _Api:
 
     async def show(self, request: web.Request) -> web.Response:
         client = self._client(request)
-        _query(request)
+        reading.query_of(request)
         async with asyncio.timeout(self._bounds.answer_s):
             return _json(_record(await self._own_run(request, client)))
 
     async def jobs(self, request: web.Request) -> web.Response:
         client = self._client(request)
-        query = _query(request, "outcome", "limit", "cursor")
-        outcome = _outcome(query.get("outcome"))
-        limit = _number("limit", query.get("limit", str(openapi.JOBS)), 1, openapi.MOST_JOBS)
-        offset = _offset(query.get("cursor"))
+        query = reading.query_of(request, "outcome", "limit", "cursor")
+        outcome = reading.outcome_of(query.get("outcome"))
+        limit = reading.number("limit", query.get("limit", str(openapi.JOBS)), 1, openapi.MOST_JOBS)
+        offset = reading.offset_of(query.get("cursor"))
         async with asyncio.timeout(self._bounds.answer_s):
             run = await self._own_run(request, client)
             # While they are being written down they may yet be written anew.
@@ -269,7 +265,7 @@ class _Api:
 
     async def cancel(self, request: web.Request) -> web.Response:
         client = self._client(request)
-        _query(request)
+        reading.query_of(request)
         async with asyncio.timeout(self._bounds.answer_s):
             await self._count(client)
             run = await self._own_run(request, client)
@@ -281,7 +277,7 @@ class _Api:
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         client = self._client(request)
-        _query(request)
+        reading.query_of(request)
         known = request.headers.get("Last-Event-ID", "")
         async with asyncio.timeout(self._bounds.answer_s):
             run = await self._own_run(request, client)
@@ -304,15 +300,15 @@ class _Api:
         return response
 
     async def describe(self, request: web.Request) -> web.Response:
-        _query(request)
+        reading.query_of(request)
         return _json(openapi.document())
 
     async def is_alive(self, request: web.Request) -> web.Response:
-        _query(request)
+        reading.query_of(request)
         return _json({"status": "ok"})
 
     async def is_ready(self, request: web.Request) -> web.Response:
-        _query(request)
+        reading.query_of(request)
         try:
             async with asyncio.timeout(self._bounds.answer_s):
                 missing = await self._parts.missing()
@@ -350,7 +346,7 @@ class _Api:
     async def _watch(
         self, request: web.Request, response: web.StreamResponse, run: Run, known: str
     ) -> None:
-        token, name = _token(request), request[_NOTE].client
+        token, name = reading.token_of(request), request[_NOTE].client
         seen = self._parts.clients()
 
         def welcome() -> bool:
@@ -377,168 +373,6 @@ class _Api:
                 async for chunk in stream:
                     async with asyncio.timeout(self._bounds.answer_s):
                         await response.write(chunk)
-
-
-# What a request says
-
-
-def _check_head(request: web.Request) -> None:
-    hosts = request.headers.getall("Host", [])
-    if len(hosts) > 1 or (not hosts and request.version >= (1, 1)):
-        raise ProblemError(problems.BAD_REQUEST, "Host: exactly one is accepted (RFC 9112)")
-
-
-async def _expect_later(_: web.Request) -> None:
-    """Says nothing yet to `Expect`: a body that is refused by its head need not be sent."""
-
-
-def _token(request: web.Request) -> str:
-    given = request.headers.getall("Authorization", [])
-    match = _BEARER.fullmatch(given[0]) if len(given) == 1 else None
-    if match is None:
-        raise _unauthenticated("accepted: one header `Authorization: Bearer <token>`", given=False)
-    return match[1]
-
-
-def _unauthenticated(detail: str, *, given: bool) -> ProblemError:
-    # RFC 6750 section 3.1: the error is named only to those who tried.
-    challenge = _CHALLENGE + (', error="invalid_token"' if given else "")
-    headers = {"WWW-Authenticate": challenge}
-    return ProblemError(problems.UNAUTHENTICATED, detail, headers=headers)
-
-
-def _query(request: web.Request, *names: str) -> dict[str, str]:
-    """The query's parameters: those that are accepted, each once."""
-    found: dict[str, str] = {}
-    for name, value in request.query.items():
-        shown = printable(name, 40)
-        if name not in names:
-            accepted = ", ".join(names) or "none"
-            raise ProblemError(
-                problems.BAD_REQUEST, f"the parameter {shown!r} is not known; accepted: {accepted}"
-            )
-        if name in found:
-            raise ProblemError(problems.BAD_REQUEST, f"the parameter {shown!r} is there twice")
-        found[name] = value
-    return found
-
-
-def _number(name: str, text: str, least: int, most: int) -> int:
-    if not re.fullmatch(r"[0-9]{1,9}", text, re.ASCII) or not least <= int(text) <= most:
-        raise ProblemError(
-            problems.BAD_REQUEST,
-            f"{name}: {printable(text, 40)!r} is not accepted: a number from {least} to {most}",
-        )
-    return int(text)
-
-
-def _outcome(text: str | None) -> JobState | None:
-    if text is None:
-        return None
-    if text not in set(JobState):
-        raise ProblemError(
-            problems.BAD_REQUEST,
-            f"outcome: {printable(text, 40)!r} is not accepted: one of {', '.join(JobState)}",
-        )
-    return JobState(text)
-
-
-def _offset(cursor: str | None) -> int:
-    if cursor is None:
-        return 0
-    if not re.fullmatch(openapi.CURSOR, cursor, re.ASCII):
-        raise ProblemError(
-            problems.BAD_REQUEST,
-            f"cursor: {printable(cursor, 40)!r} is not accepted: what `next` of a page says",
-        )
-    return int(cursor)
-
-
-def _idempotency_key(request: web.Request) -> str | None:
-    given = request.headers.getall("Idempotency-Key", [])
-    if not given:
-        return None
-    if len(given) > 1 or not re.fullmatch(openapi.KEY, given[0], re.ASCII):
-        raise ProblemError(
-            problems.BAD_REQUEST,
-            f"Idempotency-Key: accepted: one of 1 to {LONGEST_KEY} visible ASCII characters",
-        )
-    return given[0]
-
-
-def _check_body_form(request: web.Request) -> None:
-    """By the head alone.
-
-    Raises:
-        ProblemError: the body is not of a form that is accepted.
-    """
-    if not _JSON.fullmatch(request.headers.get("Content-Type", "")):
-        raise ProblemError(problems.UNSUPPORTED, "Content-Type: accepted: application/json")
-    if "Content-Encoding" in request.headers:
-        raise ProblemError(problems.UNSUPPORTED, "Content-Encoding: none is accepted")
-    if (request.content_length or 0) > LARGEST:
-        raise _too_large()
-    expected = request.headers.getall("Expect", [])
-    if expected and [each.lower() for each in expected] != ["100-continue"]:
-        raise ProblemError(problems.EXPECTATION, "accepted: Expect: 100-continue, or none")
-
-
-async def _body(request: web.Request, within_s: float) -> bytes:
-    """A request's body, as far as it is bounded.
-
-    Raises:
-        ProblemError: it is too large or too slow, or no JSON.
-    """
-    if "Expect" in request.headers and request.version >= (1, 1):
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # what was said so far is no part of the answer
-    body = bytearray()
-    try:
-        async with asyncio.timeout(within_s):
-            async for chunk in request.content.iter_any():
-                body += chunk
-                if len(body) > LARGEST:
-                    raise _too_large()
-    except TimeoutError:
-        raise ProblemError(
-            problems.TOO_SLOW,
-            f"the body was not there within {within_s:g} s",
-            headers={"Connection": "close"},
-        ) from None
-    except web.RequestPayloadError:
-        raise ProblemError(problems.BAD_REQUEST, "the body ended early, or is not framed") from None
-    return bytes(body)
-
-
-def _read(body: bytes) -> Request:
-    """What a body asks for.
-
-    Raises:
-        ProblemError: it is not JSON.
-        RequestError: it is, but asks for nothing that can be done.
-    """
-    text = None
-    try:
-        text = body.decode()
-        return read_request(text)
-    except UnicodeDecodeError:
-        pass
-    except RequestError:
-        if _is_json(text or ""):
-            raise
-    raise ProblemError(problems.BAD_REQUEST, "the body is not JSON (RFC 8259) in UTF-8")
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _too_large() -> ProblemError:
-    return ProblemError(problems.TOO_LARGE, f"no more than {LARGEST} bytes are accepted")
 
 
 # What it is answered

@@ -51,6 +51,8 @@ STEP_S = 1.0
 """Time between two looks at the clients' file, and at the webhooks."""
 PING_S = 2.0
 STOP_S = 5.0
+CLOSE_S = 1.0
+"""Time that connections get to be closed once their last requests have had theirs."""
 LONGEST_WAIT_S = 1.0
 """A message whose client must wait longer goes behind the others."""
 
@@ -237,7 +239,7 @@ class IntakeProcess:
         # The last two only wait for the next look.
         await cancel(*self._going[2:])
         ending += self._going[:2]
-        await asyncio.wait(ending, timeout=self._config.shutdown_s + STOP_S)
+        await asyncio.wait(ending, timeout=self._config.shutdown_s + CLOSE_S)
         others = asyncio.all_tasks() - {asyncio.current_task()}
         async with asyncio.timeout(STOP_S):
             await cancel(*others)

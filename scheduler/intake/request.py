@@ -169,6 +169,10 @@ class RequestError(ValueError):
         super().__init__("; ".join(parts))
 
 
+class NotJsonError(RequestError):
+    """What came is not JSON."""
+
+
 def read_request(text: str | bytes) -> Request:
     """Read a request's JSON.
 
@@ -176,16 +180,20 @@ def read_request(text: str | bytes) -> Request:
         text: RFC 8259 JSON, no longer than `LARGEST` bytes.
 
     Raises:
-        RequestError: it is not one; all that is wrong with it.
+        NotJsonError: it is not even JSON in UTF-8.
+        RequestError: it is no request; all that is wrong with it.
     """
     size = len(text if isinstance(text, bytes) else text.encode(errors="surrogatepass"))
     if size > LARGEST:
         raise RequestError([Fault("", f"no more than {LARGEST} bytes are accepted")])
     try:
+        if isinstance(text, bytes):
+            text = text.decode()
         data = json.loads(text, object_pairs_hook=_no_key_twice, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        why = str(error) if isinstance(error, _NotJsonError) else "it is not JSON"
-        raise RequestError([Fault("", why)]) from None
+    except RequestError:
+        raise
+    except (ValueError, RecursionError):
+        raise NotJsonError([Fault("", "it is not JSON")]) from None
     return validate(data)
 
 
@@ -198,26 +206,22 @@ def validate(data: Any) -> Request:
     if any(depth > DEEPEST for depth in _depths(data)):
         raise RequestError([Fault("", f"no more than {DEEPEST} levels are accepted")])
     try:
-        return Request.model_validate(data)
+        return Request.model_validate(data, strict=True)
     except ValidationError as error:
         details = error.errors(include_url=False)
         raise RequestError([_fault(data, each) for each in details]) from None
-
-
-class _NotJsonError(ValueError):
-    pass
 
 
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         # Which of two is meant cannot be known, and a wrong guess deletes.
-        raise _NotJsonError("a key is there twice in one object")
+        raise RequestError([Fault("", "a key is there twice in one object")])
     return found
 
 
 def _no_constant(name: str) -> Any:
-    raise _NotJsonError(f"{name} is not JSON")
+    raise NotJsonError([Fault("", f"{name} is not JSON")])
 
 
 def _depths(data: Any) -> Iterator[int]:

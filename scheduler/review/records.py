@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -30,6 +31,21 @@ COLUMNS = (
     "ended_at",
 )
 _FORMULA_START = tuple("=+-@\t\r\n\0＝＋－＠")
+
+
+_CONTROLS = re.compile("[\x7f-\x9f]")
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """A value as JSON that is safe to show on a terminal: control characters are escaped.
+
+    Args:
+        value: what JSON can hold.
+        indent: spaces for each level; None: all on one line.
+    """
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    # JSON itself escapes only those below the space.
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def timestamp(at_ms: int) -> str | None:
@@ -113,10 +129,10 @@ def job_record(job: Job) -> dict[str, Any]:
 
 async def write_json(run: Run, jobs: AsyncIterator[Job], out: TextIO) -> None:
     """One JSON object: the run, and its jobs under `jobs`; written job by job."""
-    out.write('{"run": ' + json.dumps(run_record(run), ensure_ascii=False) + ', "jobs": [')
+    out.write('{"run": ' + json_text(run_record(run)) + ', "jobs": [')
     separator = "\n"
     async for job in jobs:
-        out.write(separator + json.dumps(job_record(job), ensure_ascii=False))
+        out.write(separator + json_text(job_record(job)))
         separator = ",\n"
     out.write("\n]}\n")
 
