@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# The tests start commands by the hundred, which without byte code compile every module anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test lint check format clean
 .DEFAULT_GOAL := test
 
@@ -17,7 +20,7 @@ lint: $(VENV)/installed
 	$(BIN)/mypy --strict
 
 check: $(VENV)/installed
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

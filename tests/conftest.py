@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 import redis
+from hypothesis import HealthCheck, settings
 from redis.asyncio import Redis
 
 from worker import embedded_redis
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 T = TypeVar("T")
+
+# How long an example takes says how busy the machine is: the tests run several at a time.
+settings.register_profile(
+    "busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("busy machine")
 
 
 @pytest.fixture(scope="session")

@@ -42,7 +42,9 @@ def test_a_documented_default_is_the_default(name: str) -> None:
         assert not said.startswith("`"), "what has no fixed default is described, not quoted"
 
 
-@pytest.mark.parametrize("path", ["README.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])
+@pytest.mark.parametrize(
+    "path", ["README.md", *(f"docs/{p.name}" for p in sorted(ROOT.glob("docs/*.md")))]
+)
 def test_every_command_that_is_named_exists(path: str) -> None:
     text = (ROOT / path).read_text()
     used = set(re.findall(r"(?:^|`)poolsweep ([a-z]+)", text, re.MULTILINE))

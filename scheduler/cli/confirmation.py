@@ -15,6 +15,11 @@ def can_ask() -> bool:
     return sys.stdin.isatty()
 
 
+def pools(count: int) -> str:
+    """So many pools, in words."""
+    return "1 pool" if count == 1 else f"{count} pools"
+
+
 async def confirmed(what: str, total: int, out: Console, *, project_id: str = "") -> bool:
     """Ask, and wait for the answer without blocking, so that Ctrl-C is heeded.
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from scheduler.brakes import held
 from scheduler.cli.attendance import Attendance
-from scheduler.cli.confirmation import can_ask, confirmed
+from scheduler.cli.confirmation import can_ask, confirmed, pools
 from scheduler.cli.errors import UsageError
 from scheduler.cli.execution import see_through, start
 from scheduler.cli.outcome import EXIT_DONE, EXIT_HELD, exit_code
@@ -161,7 +161,7 @@ async def carry_out(office: Office, plans: Sequence[Plan], terms: Terms) -> int:
         out.print("Nothing to delete.", markup=False)
         return EXIT_HELD if refused else EXIT_DONE
     only = plans[0].project_id if len(plans) == 1 else ""
-    what = f"deletes {total} pools"
+    what = f"deletes {pools(total)}"
     if not terms.yes and not await confirmed(what, total, out, project_id=only):
         return EXIT_HELD
     return await _execute(office, plans, terms, brake, refused=refused)

@@ -1,10 +1,9 @@
-"""`poolsweep policy`, `plan` and `sweep`: policies checked, previewed and carried out."""
+"""`poolsweep plan` and `sweep`: policies previewed and carried out."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import sys
 from collections import Counter
 from datetime import UTC, datetime
@@ -16,10 +15,11 @@ import typer
 from scheduler import plan_file, policy, prices
 from scheduler.announcer import Announcer
 from scheduler.cli.attendance import Attendance
-from scheduler.cli.confirmation import can_ask, confirmed
+from scheduler.cli.confirmation import can_ask, confirmed, pools
 from scheduler.cli.errors import UsageError
 from scheduler.cli.execution import see_through
 from scheduler.cli.outcome import EXIT_DONE, EXIT_HELD, exit_code
+from scheduler.cli.policy_files import File, policies_path
 from scheduler.cli.session import heed_interrupt, open_ledger, requester, say, stdout
 from scheduler.durations import format_duration
 from scheduler.review import tables
@@ -38,35 +38,12 @@ if TYPE_CHECKING:
     from scheduler.prices import Prices
     from scheduler.sweep import Swept
 
-policy_app = typer.Typer(help="Check policies, or print their schema.", no_args_is_help=True)
-
-File = Annotated[
-    Path | None,
-    typer.Argument(
-        metavar="[POLICIES]", help="The policy file; without it, POOLSWEEP_POLICIES_FILE."
-    ),
-]
 Only = Annotated[
     list[str] | None, typer.Option("--only", metavar="NAME", help="Only this policy; repeatable.")
 ]
 PriceFile = Annotated[
     Path | None, typer.Option("--prices", help="A YAML file of prices, to tell the money freed.")
 ]
-
-
-@policy_app.command()
-def check(path: File = None) -> None:
-    """Validate a policy file: every mistake at once, each with its line."""
-    path = policies_path(path)
-    found = policy.load(path)
-    counts = f"policies: {len(found.policies)}, projects: {len(found.projects)}"
-    say(f"{path}: no mistake; {counts}")
-
-
-@policy_app.command()
-def schema() -> None:
-    """Print the JSON Schema of policy files, for editors."""
-    sys.stdout.write(json.dumps(policy.json_schema(), indent=1) + "\n")
 
 
 def plan(
@@ -165,8 +142,10 @@ async def _sweep(
                 say("Preview only: nothing was deleted. Add --yes to delete.")
                 return EXIT_DONE
             marks = any(chosen[name].grace is not None for name, each in plans if each.deletions)
-            what = f"marks {total} pools, or deletes those whose grace is over,"
-            if not await confirmed(what if marks else f"deletes {total} pools", total, stdout):
+            what = f"deletes {pools(total)}"
+            if marks:
+                what = f"marks {pools(total)}, or deletes those whose grace is over,"
+            if not await confirmed(what, total, stdout):
                 return EXIT_HELD
         heed_interrupt()
         announcer = Announcer(office.redis, office.ledger, policy_file.notifications)
@@ -361,21 +340,6 @@ async def _plan_all(
         for name, each in chosen.items()
         for project in each.projects
     ]
-
-
-def policies_path(given: Path | None) -> Path:
-    """The policy file to use.
-
-    Raises:
-        UsageError: none is named.
-    """
-    path = given or settings().policies_file
-    if path is None:
-        raise UsageError(
-            "POLICIES: no policy file is named; accepted: a path, here or in "
-            "POOLSWEEP_POLICIES_FILE."
-        )
-    return path
 
 
 def choose(policy_file: PolicyFile, only: Sequence[str] | None) -> dict[str, Policy]:

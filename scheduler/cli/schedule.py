@@ -12,7 +12,7 @@ import typer
 
 from scheduler import policy
 from scheduler.almanac import Almanac, Night, NightState
-from scheduler.cli.policies import File, policies_path
+from scheduler.cli.policy_files import File, policies_path
 from scheduler.cli.session import open_ledger, say, say_json, stdout
 from scheduler.cli.worker import end_with_stdin
 from scheduler.review import records, tables

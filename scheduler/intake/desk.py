@@ -81,8 +81,10 @@ class Desk:
             accepted_ms=await self._ledger.now_ms(),
         )
         run_id = await self._requests.accept(filed, key=key)
-        # Whoever plans it does this too; but it is to be seen before it is acknowledged.
-        await self._ledger.queue(order_of(filed).new_run(run_id, request.projects))
+        # Whoever plans it does this too; but it is to be seen before it is acknowledged. A run that
+        # was planned long ago, and whose records have aged out, must not come back to wait.
+        if run_id == filed.run_id or await self._requests.waits(run_id):
+            await self._ledger.queue(order_of(filed).new_run(run_id, request.projects))
         log.info(
             "request_accepted" if run_id == filed.run_id else "request_repeated",
             run_id=run_id,

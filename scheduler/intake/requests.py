@@ -17,6 +17,8 @@ from worker.ledger import keys
 from worker.modelarts.answers import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from redis.asyncio import Redis
 
 MEMORY_S = 86_400
@@ -175,6 +177,11 @@ class Requests:
     async def done(self, run_id: str) -> None:
         """A request is planned: its run says all from now on."""
         await self._call("done", run_id)
+
+    async def waits(self, run_id: str) -> bool:
+        """Whether a run's request still waits to be planned."""
+        found = self._redis.hexists(keys.REQUESTS, run_id)
+        return bool(await cast("Awaitable[int]", found))
 
     async def waiting(self, limit: int = 100) -> list[Waiting]:
         """The requests that wait to be planned, those first that are due first."""

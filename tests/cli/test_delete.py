@@ -217,6 +217,22 @@ def test_a_run_that_waits_goes_on_with_the_next_worker_and_without_the_command(
     assert worker.end().code == 0
 
 
+def test_whoever_joins_a_run_that_nobody_executes_starts_a_worker_for_its_time(
+    bob: User, cloud: Cloud, pools: Pools
+) -> None:
+    pool = pools.take("expired")
+    left = bob.run("delete", "--project", cloud.project, pool, "--yes", "--detach")
+    assert left.code == 0, left.err
+    (run_id,) = left.lines
+    assert "No worker is running for this endpoint" in left.err
+    assert pool not in cloud.deletes()
+    joined = bob.run("watch", run_id)
+    assert joined.code == 0, joined.err
+    assert "No worker is running: started one" in joined.err
+    assert {name: job.state for name, job in bob.jobs(run_id).items()} == {pool: "deleted"}
+    assert [each for each in bob.processes() if each.name() != "redis-server"] == []
+
+
 def test_a_worker_that_dies_is_told_and_its_run_waits(
     bob: User, cloud: Cloud, pools: Pools
 ) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from aiohttp import ClientResponse, ClientSession, web
+from aiohttp import ClientSession, web
 from pydantic import SecretStr
 
 from scheduler.intake import clients as clients_file
 from scheduler.intake.clients import Clients, new_token
-from scheduler.intake.desk import Desk
+from scheduler.intake.desk import Desk, order_of
 from scheduler.intake.http import Bounds, Parts, make_app
-from scheduler.intake.requests import Requests
+from scheduler.intake.requests import Filed, Requests
 from scheduler.intake.serving import make_runner
 from worker.ledger import Ledger, NewJob
 from worker.limiter import Limiter, Quota
@@ -21,7 +22,7 @@ from worker.projects import Directory
 from worker.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from redis.asyncio import Redis
 
@@ -86,22 +87,39 @@ class Api:
 
     async def start(self, run_id: str, pools: int) -> None:
         """Have a queued run go on: what the planning does once it has found the pools."""
-        run = await self.ledger.run(run_id)
-        from worker.ledger import NewRun
-
-        await self.ledger.create(
-            NewRun(
-                run_id=run_id,
-                source=run.source,  # type: ignore[arg-type]
-                endpoint=run.endpoint,
-                client=run.client,
-                projects=run.projects,
-            ),
-            maker="test",
-        )
+        (waiting,) = [each for each in await self.requests.waiting() if each.run_id == run_id]
+        filed = Filed.parse(run_id, waiting.record)
+        order = order_of(filed)
+        await self.ledger.create(order.new_run(run_id, filed.request.projects), maker="test")
         jobs = [NewJob(PROJECTS[0], f"pool-{number:032d}") for number in range(pools)]
         await self.ledger.add(run_id, jobs, maker="test")
         assert await self.ledger.start(run_id, pools, maker="test")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer, read to its end."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def document(self) -> Any:
+        """What its JSON says."""
+        assert self.headers["Content-Type"].startswith("application/")
+        return json.loads(self.body)
+
+    @property
+    def refusal(self) -> tuple[int, str]:
+        """The status and the name of the problem that it is (RFC 9457)."""
+        assert self.headers["Content-Type"] == "application/problem+json"
+        assert self.document["status"] == self.status
+        assert self.document["title"]
+        assert self.document["detail"]
+        kind = self.document["type"]
+        assert kind.startswith("urn:poolsweep:problem:")
+        return self.status, kind.rpartition(":")[2]
 
 
 class Caller:
@@ -123,31 +141,41 @@ class Caller:
         """The header that says who calls."""
         return {"Authorization": f"Bearer {self.api.tokens[self.name]}"}
 
-    async def get(self, path: str, **headers: str) -> ClientResponse:
-        """An answer, read to its end."""
-        async with self.session.get(self.api.url + path, headers=self.head | headers) as answer:
-            await answer.read()
-            return answer
+    async def call(self, method: str, path: str, *, headers: Any, data: Any = None) -> Answer:
+        """Whatever is asked."""
+        url = self.api.url + path
+        async with self.session.request(method, url, data=data, headers=headers) as answer:
+            return Answer(answer.status, answer.headers.copy(), await answer.read())
+
+    async def get(self, path: str, **headers: str) -> Answer:
+        """Look at something. Underscores in the headers' names mean hyphens."""
+        return await self.call("GET", path, headers=self.head | _named(headers))
 
     async def post(
         self, path: str, document: Any = None, *, raw: bytes | None = None, **headers: str
-    ) -> ClientResponse:
-        """An answer, read to its end. Underscores in the headers' names mean hyphens."""
-        given = {name.replace("_", "-"): value for name, value in headers.items()}
-        data = raw if raw is not None else None if document is None else json.dumps(document)
+    ) -> Answer:
+        """Ask for something."""
+        head = self.head | _named(headers)
+        data = raw if raw is not None or document is None else json.dumps(document).encode()
         if data is not None:
-            given.setdefault("Content-Type", "application/json")
-        head = self.head | given
-        async with self.session.post(self.api.url + path, data=data, headers=head) as answer:
-            await answer.read()
-            return answer
+            head.setdefault("Content-Type", "application/json")
+        return await self.call("POST", path, headers=head, data=data)
+
+    async def request(self, document: Any, key: str | None = None) -> Answer:
+        """Send a request, with an idempotency key if one is given."""
+        if key is None:
+            return await self.post("/v1/runs", document)
+        return await self.post("/v1/runs", document, Idempotency_Key=key)
 
     async def asks(self, *pools: str, key: str | None = None, **changes: Any) -> str:
         """Send a request that is accepted. Returns the run's id."""
-        head = {} if key is None else {"Idempotency_Key": key}
-        answer = await self.post("/v1/runs", body(*pools, **changes), **head)
-        assert answer.status == 202, await answer.text()
-        return str((await answer.json())["run_id"])
+        answer = await self.request(body(*pools, **changes), key)
+        assert answer.status == 202, answer.body
+        return str(answer.document["run_id"])
+
+
+def _named(headers: dict[str, str]) -> dict[str, str]:
+    return {name.replace("_", "-"): value for name, value in headers.items()}
 
 
 @contextlib.asynccontextmanager
@@ -164,15 +192,3 @@ async def serving(redis: Redis, bounds: Bounds | None = None) -> AsyncIterator[A
         yield api
     finally:
         await runner.cleanup()
-
-
-async def refusal(answer: ClientResponse) -> tuple[int, str]:
-    """The status and the name of a problem, which is one as RFC 9457 has it."""
-    assert answer.content_type == "application/problem+json"
-    document = json.loads(await answer.read())
-    assert document["status"] == answer.status
-    assert document["title"]
-    assert document["detail"]
-    kind = document["type"]
-    assert kind.startswith("urn:poolsweep:problem:")
-    return answer.status, kind.rpartition(":")[2]

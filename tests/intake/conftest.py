@@ -7,6 +7,7 @@ share its intake too.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import json
@@ -15,13 +16,12 @@ import sys
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 from celery import Celery
 
-from scheduler.intake.clients import new_token
+from scheduler.intake.clients import new_token, token_hash
 from scheduler.intake.requests import Rejected, Requests
 from tests.sweep.conftest import Project, Sandbox, eventually, serving
 from tests.worker.conftest import Process, RedisServer
@@ -30,6 +30,7 @@ from worker.ledger import Ledger, Run, keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 TASK: Final = "poolsweep.request_deletion"
 QUEUE: Final = "requests"
@@ -44,7 +45,7 @@ PROMPT: Final = {
     "POOLSWEEP_BACKOFF_BASE_S": "0.1",
     "POOLSWEEP_RESEND_S": "1",
     "POOLSWEEP_LEASE_S": str(LEASE_S),
-    "POOLSWEEP_SHUTDOWN_S": "5",
+    "POOLSWEEP_SHUTDOWN_S": "2",
     "POOLSWEEP_LOG_FORMAT": "json",
 }
 """Settings under which what takes a minute takes a second."""
@@ -82,7 +83,7 @@ class Place:
         entries = {}
         for name, given in clients.items():
             token, _ = new_token()
-            digest = _hash(self.tokens.setdefault(name, token))
+            digest = token_hash(self.tokens.setdefault(name, token))
             projects = list(self.sandbox.running.config.project_ids)
             brakes = {"max_deletions": 100_000, "max_percent": 100}
             entry = {"tokens": [digest], "projects": projects, "ways": EVERY_WAY, "brakes": brakes}
@@ -149,7 +150,6 @@ class Place:
 
     def ask(self, question: Any) -> Any:
         """Ask Redis something by one of the project's own classes."""
-        import asyncio
 
         async def asked() -> Any:
             async with self.server.connected() as redis:
@@ -192,12 +192,6 @@ class Place:
         """Put something on the broker's queue that no Celery has made."""
         with self.server.client() as client:
             client.lpush(KEY_PREFIX + QUEUE, text)
-
-
-def _hash(token: str) -> str:
-    from scheduler.intake.clients import token_hash
-
-    return token_hash(token)
 
 
 def _has_ended(process: Process) -> bool:

@@ -20,13 +20,16 @@ from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import events, from_schema
 
 from scheduler.intake import openapi
-from scheduler.intake.problems import KINDS
+from scheduler.intake.http import make_app
+from scheduler.intake.problems import KINDS, METHOD_NOT_ALLOWED
 from scheduler.intake.request import validate
-from tests.intake.api import ENDPOINT, PROJECTS, Api, body, serving
+from tests.intake.api import ENDPOINT, Api, serving
 from worker.modelarts.names import PROJECT_ID
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+pytestmark = pytest.mark.timeout(300)
 
 MANY = [f"{number:032x}" for number in range(100)]
 REFUSED = [400, 401, 403, 404, 405, 406, 409, 413, 415, 422, 428, 429, "5xx"]
@@ -81,7 +84,7 @@ class InWords:
     def __init__(self) -> None:
         self._numbers = itertools.count()
 
-    def apply(self, case: schemathesis.Case) -> None:
+    def apply(self, case: schemathesis.Case[Any]) -> None:
         """Keep what is sent within them; what breaks the schema still does."""
         projects = iter(MANY)
         for part in _objects(case.body):
@@ -113,12 +116,47 @@ def _is(pattern: str, value: Any) -> bool:
 def in_words() -> Iterator[None]:
     rules = InWords()
 
-    def before_call(context: Any, case: schemathesis.Case, kwargs: Any) -> None:
+    def before_call(context: Any, case: schemathesis.Case[Any], kwargs: Any) -> None:
         rules.apply(case)
 
     schemathesis.hook(before_call)
     yield
     schemathesis.hooks.GLOBAL_HOOK_DISPATCHER.unregister(before_call)
+
+
+async def test_the_document_names_every_route_and_nothing_else(redis_client: Redis) -> None:
+    routes = {
+        (route.resource.canonical, route.method.lower())
+        for route in make_app(Api(redis_client).parts()).router.routes()
+        if route.resource is not None
+    }
+    described = {
+        (path, method)
+        for path, operations in openapi.document()["paths"].items()
+        for method in operations
+        if method != "parameters"
+    }
+    assert routes == described
+
+
+def test_the_document_names_every_kind_of_problem() -> None:
+    text = json.dumps(openapi.document()["paths"])
+    # A method that is not accepted is no operation.
+    for kind in set(KINDS) - {METHOD_NOT_ALLOWED}:
+        assert f"({kind.name})" in text
+
+
+def test_the_defaults_in_the_document_are_what_it_accepts() -> None:
+    schemas = openapi.document()["components"]["schemas"]
+    resolver = {"$ref": "#/components/schemas/Request", "components": {"schemas": schemas}}
+    selector = {
+        name: part["default"]
+        for name, part in schemas["UtilisationOptions"]["properties"].items()
+        if "default" in part
+    } | {"of": "gpu", "below": 5}
+    document = {"targets": [{"project_id": "a", "selector": {"utilisation": selector}}]}
+    jsonschema.Draft202012Validator(resolver).validate(document)
+    assert validate(document)
 
 
 class Findings:
@@ -150,8 +188,10 @@ class Findings:
         self.answered: dict[str, Counter[int]] = defaultdict(Counter)
         self.phases: set[str] = set()
         for event in from_schema(schema).execute():
-            if isinstance(event, events.NonFatalError | events.FatalError):
-                self.wrong.append(str(getattr(event, "info", None) or event.exception))
+            if isinstance(event, events.NonFatalError):
+                self.wrong.append(f"{event.label}: {event.info}")
+            elif isinstance(event, events.FatalError):
+                self.wrong.append(repr(event.exception))
             elif isinstance(event, events.ScenarioFinished):
                 self.phases.add(str(event.phase))
                 self._look_at(event.recorder)

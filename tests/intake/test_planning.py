@@ -366,6 +366,26 @@ async def test_a_key_makes_one_run_of_requests_that_race(hall: Hall) -> None:
     assert len(await hall.ledger.runs()) == 1
 
 
+async def test_a_key_whose_runs_records_have_aged_out_brings_no_run_back(hall: Hall) -> None:
+    pool = hall.add()
+    run_id = await hall.ask(pool, key="k")
+    async with hall.planning():
+        await hall.planned(run_id)
+    await hall.redis.delete(*keys.of_run(run_id))
+    assert await hall.ask(pool, key="k") == run_id
+    assert not await hall.redis.exists(keys.run(run_id))
+
+
+async def test_a_request_whose_acceptance_was_cut_short_is_seen_when_it_is_repeated(
+    hall: Hall,
+) -> None:
+    pool = hall.add()
+    run_id = await hall.ask(pool, key="k")
+    await hall.redis.delete(*keys.of_run(run_id))  # it died before the run was there
+    assert await hall.ask(pool, key="k") == run_id
+    assert (await hall.ledger.run(run_id)).state is RunState.QUEUED
+
+
 async def test_the_end_of_a_run_is_watched_before_it_starts(hall: Hall) -> None:
     rules = {"hosts": ["hooks.example.com"]}
     hall.allow(ci={**CI, "webhooks": rules})

@@ -171,7 +171,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_ledger_is_as_the_model(self) -> None:
-        jobs = self.do(self.ledger.jobs(self.run_id))
+        jobs = self.do(self.ledger.jobs(self.run_id, limit=JOBS + 1))
         assert {job.number: job.state for job in jobs} == self.state
         assert {job.number: len(job.attempts) for job in jobs} == self.attempts
 

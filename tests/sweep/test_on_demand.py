@@ -306,6 +306,9 @@ def test_only_the_count_or_the_projects_id_is_a_yes(ann: Operator, project: Proj
     assert by_id.code == 0, by_id.out
     by_count = ann.run_on_terminal(*command, counted, answer="1\n")
     assert by_count.code == 0, by_count.out
+    assert f"This deletes 1 pool for good. Type 1 or the project's id, {project.project}," in (
+        ESCAPE.sub("", by_count.out)
+    )
     assert project.deletes() == [named, counted]
 
 
