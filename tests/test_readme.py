@@ -69,12 +69,13 @@ def test_the_deployment_has_a_lasting_redis_that_is_waited_for() -> None:
     assert redis["healthcheck"]["test"] == ["CMD", "redis-cli", "ping"]
     (volume,) = redis["volumes"]
     assert volume.split(":")[0] in compose()["volumes"]
-    for name in ("worker", "scheduler"):
+    assert redis["command"][redis["command"].index("--appendfsync") + 1] == "always"
+    for name in ("worker", "scheduler", "intake"):
         waits_for = compose()["services"][name]["depends_on"]
         assert waits_for == {"redis": {"condition": "service_healthy"}}
 
 
-@pytest.mark.parametrize("name", ["worker", "scheduler"])
+@pytest.mark.parametrize("name", ["worker", "scheduler", "intake"])
 def test_a_service_runs_a_command_with_settings_that_exist(name: str) -> None:
     service = compose()["services"][name]
     assert service["command"] == [name]

@@ -105,6 +105,35 @@ class _QoS(kombu_redis.QoS):
         """Give a message back, behind those that wait."""
         self.channel.queue_script("restore", tag)
 
+    # When Redis has gone, Celery clears away the connection, perhaps in two goes, and later those
+    # who hold messages of it are done with them. Kombu's own would raise an AttributeError then,
+    # which ends the process. What is noted as held comes again by itself, and makes the same run.
+
+    @property
+    def _is_cut_off(self) -> bool:
+        return getattr(self.channel.connection, "client", None) is None
+
+    def restore_unacked(self, *_: Any, **__: Any) -> None:
+        """Give back all that is held."""
+        if not self._is_cut_off:
+            for tag in self._delivered:
+                self.restore_by_tag(tag)
+        self._delivered.clear()
+
+    def ack(self, delivery_tag: str) -> None:
+        """A message is done with."""
+        if self._is_cut_off:
+            virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
+        else:
+            super().ack(delivery_tag)  # type: ignore[no-untyped-call]
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """A message is given back, or done with."""
+        if self._is_cut_off:
+            virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
+        else:
+            super().reject(delivery_tag, requeue=requeue)  # type: ignore[no-untyped-call]
+
 
 class _Channel(kombu_redis.Channel):
     QoS = _QoS

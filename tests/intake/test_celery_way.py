@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pydantic import SecretStr
 
+from scheduler.intake.broker import make_app
 from tests.intake.conftest import LEASE_S, OFTEN, QUEUE, TASK, Intake, Place, asks
 from tests.sweep.conftest import eventually
 from worker.broker import KEY_PREFIX
 from worker.ledger import RunState, Source
+from worker.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -315,6 +318,35 @@ def test_messages_in_hand_are_not_lost_with_their_intake_nor_with_redis(
     eventually(own_place.nothing_left)
     assert second.stop() == 0
     assert not own_place.rejected()
+
+
+def test_what_is_held_when_redis_goes_is_let_be_and_comes_again(
+    own_place: Place, project: Project
+) -> None:
+    """As a process does whose Redis dies while it holds messages and waits for more."""
+    for pool in project.add(2):
+        own_place.send(request=asks(project, pool), client="ci")
+    held: list[Any] = []
+    app = make_app(Settings(redis_url=SecretStr(own_place.server.url)))
+    connection = app.connection_for_read()
+    app.amqp.TaskConsumer(connection.default_channel, on_message=held.append).consume()
+    while len(held) < 2:
+        connection.drain_events(timeout=20)
+    # As a process has one for what it is told by `celery control`.
+    app.amqp.TaskConsumer(connection.channel(), on_message=held.append).consume()
+    with pytest.raises(TimeoutError):
+        connection.drain_events(timeout=0.1)
+    own_place.server.kill()
+    # Celery's way of clearing away a connection that is lost.
+    connection.collect(socket_timeout=1)
+    connection.close()
+    held[0].ack()
+    held[1].reject(requeue=True)
+    own_place.server.start()
+    intake = own_place.intake()
+    eventually(lambda: len(own_place.runs(project)) == 2)
+    eventually(own_place.nothing_left)
+    assert intake.stop() == 0
 
 
 def test_a_stopped_intake_gives_back_what_it_holds(own_place: Place, project: Project) -> None:

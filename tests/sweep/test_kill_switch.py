@@ -42,7 +42,7 @@ def eve(tmp_path_factory: pytest.TempPathFactory, slow: Sandbox, broker: str) ->
     home: Path = tmp_path_factory.mktemp("eve")
     # Such that the jobs of a run are all leased at once.
     leases = {"BATCH_SIZE": "40", "WORKER_BATCHES": "8"}
-    pace = {"RATE_LIMIT": "50", "PRECONDITION_MAX_AGE_S": "15"}
+    pace = {"RATE_LIMIT": "25", "PRECONDITION_MAX_AGE_S": "15"}
     settings = settings_for(slow, broker) | leases | pace
     user = Operator(home, settings, policies=home / "policies.yaml")
     with working(user, slow.url), working(user, slow.url):
