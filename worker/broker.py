@@ -44,8 +44,10 @@ def make_app(settings: Settings, endpoints: Sequence[str]) -> Celery:
     # Celery takes a tenth of a second, for which a command that only shows a plan has no use.
     from celery import Celery
 
+    from worker import transport
+
     queues = [queue_name(endpoint) for endpoint in endpoints]
-    app = Celery("poolsweep", include=["worker.tasks"], set_as_current=False)
+    app = Celery("poolsweep", amqp=transport.amqp(), include=["worker.tasks"], set_as_current=False)
     app.conf.update(
         broker_url=settings.broker_location,
         broker_transport_options={

@@ -31,9 +31,9 @@ def intake(
         if value is not None:
             os.environ[ENV_PREFIX + name] = str(value)
     settings.cache_clear()
+    early = note_stops()
     if exit_with_stdin:
         threading.Thread(target=end_with_stdin, daemon=True).start()
-    early = note_stops()
     from scheduler.intake.app import app
 
     def stop_if_asked(**_: Any) -> None:

@@ -25,13 +25,13 @@ def worker(
     ] = False,
 ) -> None:
     """Execute runs until stopped: the same as `celery -A worker.app worker`."""
-    if exit_with_stdin:
-        threading.Thread(target=end_with_stdin, daemon=True).start()
     config = settings()
     if config.redis_url is not None:
         # Celery would try for ever, which helps nobody who mistyped the URL or the password.
         asyncio.run(_check_redis(config))
     early = note_stops()
+    if exit_with_stdin:
+        threading.Thread(target=end_with_stdin, daemon=True).start()
     from worker.app import app
 
     if early:

@@ -19,12 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import redis as redis_py
 from celery import Celery
-from celery.app.amqp import AMQP
-from kombu.connection import Connection
-from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 
 from scheduler.intake.request import LARGEST
+from worker import transport
 from worker.broker import KEY_PREFIX
 
 if TYPE_CHECKING:
@@ -51,7 +49,10 @@ def make_app(settings: Settings) -> Celery:
         settings: broker, times.
     """
     app = Celery(
-        "poolsweep-intake", amqp=_Amqp, include=["scheduler.intake.tasks"], set_as_current=False
+        "poolsweep-intake",
+        amqp=transport.amqp(_Channel),
+        include=["scheduler.intake.tasks"],
+        set_as_current=False,
     )
     app.conf.update(
         broker_url=settings.broker_location,
@@ -88,7 +89,7 @@ def make_app(settings: Settings) -> Celery:
     return app
 
 
-class _QoS(kombu_redis.QoS):
+class _QoS(transport.QoS):
     """The messages that this process holds."""
 
     def append(self, message: Any, delivery_tag: str) -> None:
@@ -105,37 +106,8 @@ class _QoS(kombu_redis.QoS):
         """Give a message back, behind those that wait."""
         self.channel.queue_script("restore", tag)
 
-    # When Redis has gone, Celery clears away the connection, perhaps in two goes, and later those
-    # who hold messages of it are done with them. Kombu's own would raise an AttributeError then,
-    # which ends the process. What is noted as held comes again by itself, and makes the same run.
 
-    @property
-    def _is_cut_off(self) -> bool:
-        return getattr(self.channel.connection, "client", None) is None
-
-    def restore_unacked(self, *_: Any, **__: Any) -> None:
-        """Give back all that is held."""
-        if not self._is_cut_off:
-            for tag in self._delivered:
-                self.restore_by_tag(tag)
-        self._delivered.clear()
-
-    def ack(self, delivery_tag: str) -> None:
-        """A message is done with."""
-        if self._is_cut_off:
-            virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
-        else:
-            super().ack(delivery_tag)  # type: ignore[no-untyped-call]
-
-    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """A message is given back, or done with."""
-        if self._is_cut_off:
-            virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
-        else:
-            super().reject(delivery_tag, requeue=requeue)  # type: ignore[no-untyped-call]
-
-
-class _Channel(kombu_redis.Channel):
+class _Channel(transport.Channel):
     QoS = _QoS
     _in_poll: Any
     _brpop_sent_at: Any
@@ -226,17 +198,3 @@ def _refused(message: bytes, tag: str, error: Exception) -> dict[str, Any]:
             "delivery_info": {"exchange": "", "routing_key": QUEUE},
         },
     }
-
-
-class _Transport(kombu_redis.Transport):
-    Channel = _Channel
-
-
-class _Connection(Connection):
-    # Rather than by name, so that what kombu knows of the URL's scheme (TLS, a socket) holds.
-    def get_transport_cls(self) -> type:
-        return _Transport
-
-
-class _Amqp(AMQP):  # type: ignore[misc]
-    Connection = _Connection

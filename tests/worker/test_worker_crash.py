@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from pydantic import SecretStr
 
 from tests.conftest import until
 from tests.worker.conftest import RedisServer, Runs, environment, serving, settings_for
+from worker.broker import KEY_PREFIX, make_app, sender
 from worker.ledger import JobState
+from worker.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -196,3 +199,33 @@ async def test_a_run_outlives_its_redis(
         outcomes = await runs.check(run_id, cloud, project)
     assert set(outcomes) <= {JobState.DELETED, JobState.ALREADY_DELETED}
     assert not project.there()
+
+
+def test_messages_that_are_held_when_redis_goes_are_let_be_and_come_again(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """As a worker does whose Redis dies while it holds batches and waits for more."""
+    server = RedisServer(tmp_path_factory.mktemp("gone"))
+    endpoint = "https://modelarts.example.com"
+    app = make_app(Settings(redis_url=SecretStr(server.url)), [endpoint])
+    send = sender(app, endpoint)
+    for number in range(2):
+        asyncio.run(send("run", [number]))
+    held: list[Any] = []
+    connection = app.connection_for_read()
+    app.amqp.TaskConsumer(connection.default_channel, on_message=held.append).consume()
+    while len(held) < 2:
+        connection.drain_events(timeout=20)
+    app.amqp.TaskConsumer(connection.channel(), on_message=held.append).consume()
+    with pytest.raises(TimeoutError):
+        connection.drain_events(timeout=0.1)
+    server.kill()
+    # Celery's way of clearing away a connection that is lost.
+    connection.collect(socket_timeout=1)
+    connection.close()
+    held[0].ack()
+    held[1].reject(requeue=True)
+    server.start()
+    with server.client() as client:
+        assert client.hlen(KEY_PREFIX + "unacked") == 2, "they come again after their time"
+    server.kill()
