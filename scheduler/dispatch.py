@@ -176,9 +176,17 @@ async def dispatch(
         total = await ledger.add(run_id, jobs_of(plans), maker=maker)
         if not await ledger.start(run_id, total, maker=maker):
             raise RunNotFoundError(run_id)
+    except RunNotFoundError:
+        run = await ledger.run(run_id)
+        if run.ended:  # somebody cancelled it in the making
+            return run
+        raise
     except Exception:
-        with contextlib.suppress(RedisError):  # else the workers give it up in ten minutes
-            await ledger.abort(run_id, "its maker failed; none of it was executed", maker=maker)
+        # Where the order has the run's id, whoever carries it out again takes the run over.
+        if order.run_id is None:
+            with contextlib.suppress(RedisError):  # else the workers give it up in ten minutes
+                reason = "its maker failed; none of it was executed"
+                await ledger.abort(run_id, reason, maker=maker)
         raise
     with contextlib.suppress(RedisError):  # the workers ask for batches too
         await feed(run_id)

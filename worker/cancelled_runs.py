@@ -58,6 +58,9 @@ class CancelledRuns:
             except RedisError as error:
                 log.warning("redis_unreachable", reason=str(error))
                 continue
+            except Exception:
+                log.exception("cancelled_runs_crashed")
+                continue
             for run_id in gone:
                 for cancelled in self._waiting.get(run_id, ()):
                     cancelled.set()

@@ -211,7 +211,7 @@ class _Task:
         while True:
             try:
                 self._heed_pause()
-                end = await self._until_ready() or await self._nodes_in_the_way()
+                end = await self._until_ready()
                 if end is not None:
                     return await self._end_or_wait(*end)
                 answer = await self._call()
@@ -256,6 +256,8 @@ class _Task:
                 return end
             # Having waited its turn once, a job whose sight grew old meanwhile goes to the front.
             await deleter._limiter.permit(job.project_id, urgent=waited)
+            if end := await self._nodes_in_the_way():
+                return end
             if deleter._inventory.is_fresh(sight):
                 return None
             if newer := deleter._inventory.known(job.project_id, job.pool_name):
@@ -274,7 +276,11 @@ class _Task:
         except ApiError as error:
             if error.verdict.kind is not VerdictKind.ALREADY_DELETED:
                 raise
-            return JobState.ALREADY_DELETED, "the pool is gone: its nodes answer pool not found"
+            # Only the pool's own 404 says that it is gone.
+            await deleter._limiter.permit(job.project_id, urgent=True)
+            if await deleter._client.show_pool(job.project_id, job.pool_name) is not None:
+                raise
+            return judge(job, None)
         why = nodes_obstacle(nodes)
         return (JobState.SKIPPED, why) if why else None
 

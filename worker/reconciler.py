@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from worker.cancellation import cancel
 from worker.leader import Leadership, process_name
-from worker.ledger import HALF_MADE_S, Ledger, Run, RunState, keys
+from worker.ledger import HALF_MADE_S, Ledger, Run, RunState, Source, keys
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -114,7 +114,8 @@ class Reconciler:
     async def _tick(self) -> None:
         runs = await self._ledger.active(self._endpoint)
         for run in runs:
-            if run.state is RunState.CREATING:
+            # A run of the intake is in the making as long as its request is there.
+            if run.state is RunState.CREATING and run.source != Source.INTAKE:
                 await self._abort_if_left_behind(run)
             elif run.state is RunState.RUNNING:
                 await self._keep_moving(run)

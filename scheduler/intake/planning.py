@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ from scheduler.intake.webhooks import webhook_channel
 from scheduler.marks import Vetoes
 from scheduler.selection import matching, named
 from worker.cancellation import cancel
-from worker.ledger import RunNotFoundError, RunState
+from worker.ledger import HALF_MADE_S, RunNotFoundError, RunState, Source
 from worker.modelarts import ApiError, AuthError, VerdictKind
 from worker.settings import SettingsError
 
@@ -41,7 +42,12 @@ if TYPE_CHECKING:
 
 AT_ONCE = 20
 """Requests that one process plans at once."""
+MOST_OF_A_PROJECT = 5
+"""Of these, the requests of one project."""
+BUSY_WAIT_S = 1.0
 LOOK_S = 0.2
+SWEEP_S = 60.0
+"""Time between two looks for runs whose request is lost."""
 MOST_TRIES = 5
 """A request whose planner died so often, or failed in a way that nobody foresaw, is given up."""
 SHORTEST_WAIT_S = 2.0
@@ -86,7 +92,9 @@ class Planning:
         self._watch = watch
         self._lease_s = office.directory.settings.lease_s
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._busy: Counter[str] = Counter()
         self._planners: dict[str, Planner] = {}
+        self._making = asyncio.Lock()
         self._feeds: dict[str, Feed] = {}
         self._stopping = asyncio.Event()
 
@@ -96,11 +104,17 @@ class Planning:
 
     async def run(self) -> None:
         """Go on until stopped, or cancelled. What has begun is ended, unless that takes long."""
+        swept_at = float("-inf")
+        loop = asyncio.get_running_loop()
         async with contextlib.AsyncExitStack() as stack:
+            self._planners.clear()
             try:
                 while not self._stopping.is_set():
                     try:
                         await self._begin_what_is_due(stack)
+                        if loop.time() - swept_at > SWEEP_S:
+                            swept_at = loop.time()
+                            await self._give_up_what_has_no_request()
                     except RedisError as error:
                         log.warning("redis_unreachable", reason=str(error))
                     with contextlib.suppress(TimeoutError):
@@ -115,15 +129,36 @@ class Planning:
             taken = await self._requests.take(lease_s=self._lease_s, limit=room)
             for waiting in taken:
                 # One whose lease ran out while this very process was at it is let be.
-                if waiting.run_id not in self._tasks:
-                    task = asyncio.create_task(self._attend(waiting, stack))
-                    self._tasks[waiting.run_id] = task
-                    task.add_done_callback(partial(self._ended, waiting.run_id))
+                if waiting.run_id in self._tasks:
+                    continue
+                projects = _projects(waiting)
+                if any(self._busy[project_id] >= MOST_OF_A_PROJECT for project_id in projects):
+                    # One that is slow or paused must leave room for the others'.
+                    await self._requests.retry(waiting.run_id, wait_s=BUSY_WAIT_S, trouble="")
+                    continue
+                task = asyncio.create_task(self._attend(waiting, stack))
+                self._tasks[waiting.run_id] = task
+                self._busy.update(projects)
+                task.add_done_callback(partial(self._ended, waiting.run_id, projects))
             if len(taken) < room:
                 return
 
-    def _ended(self, run_id: str, _: asyncio.Task[None]) -> None:
+    def _ended(self, run_id: str, projects: list[str], _: asyncio.Task[None]) -> None:
         del self._tasks[run_id]
+        self._busy.subtract(projects)
+
+    async def _give_up_what_has_no_request(self) -> None:
+        """End runs that wait to be planned, and whose request Redis has lost."""
+        ledger = self._office.ledger
+        for endpoint in self._office.directory.endpoints:
+            for run in await ledger.active(endpoint):
+                waits = run.state in {RunState.QUEUED, RunState.CREATING}
+                if run.source != Source.INTAKE or not waits:
+                    continue
+                if not await self._requests.waits(run.run_id):
+                    reason = "its request is not there any more; none of it was executed"
+                    if await ledger.abort(run.run_id, reason, min_age_s=HALF_MADE_S):
+                        log.error("request_lost", run_id=run.run_id)
 
     async def _attend(self, waiting: Waiting, stack: contextlib.AsyncExitStack) -> None:
         event = log.bind(run_id=waiting.run_id)
@@ -132,13 +167,22 @@ class Planning:
             await self._bring_to_an_end(waiting, stack)
         except RedisError as error:
             event.warning("redis_unreachable", reason=str(error))
+            await self._hand_back(waiting)
         except RunNotFoundError:
             event.warning("request_left_to_another")
+        except asyncio.CancelledError:
+            await self._hand_back(waiting)
+            raise
         except Exception:
             # It is tried again when the lease ends, and given up after a few times.
             event.exception("planning_crashed")
         finally:
             await cancel(keeper)
+
+    async def _hand_back(self, waiting: Waiting) -> None:
+        """Have it planned again soon, and not counted as one that kills who plans it."""
+        with contextlib.suppress(RedisError):
+            await self._requests.retry(waiting.run_id, wait_s=SHORTEST_WAIT_S, trouble="")
 
     async def _keep(self, run_id: str) -> None:
         while True:
@@ -190,7 +234,8 @@ class Planning:
             await self._watch.watch(filed.run_id, [channel])
         await ledger.queue(order.new_run(filed.run_id, request.projects))
         run = await ledger.run(filed.run_id)
-        if run.ended or run.state is RunState.RUNNING:
+        cut_off = run.state is RunState.ABORTED and not run.cancelled_ms
+        if run.state is RunState.RUNNING or (run.ended and not cut_off):
             return run.state
         age_s = await self._age_s(filed)
         if age_s > (limit_s := self._office.directory.settings.plan_max_age_s):
@@ -201,9 +246,16 @@ class Planning:
         client = self._allowed(filed)
         now = datetime.now(UTC)
         try:
+            for project_id in request.projects:
+                if (endpoint := self._office.endpoint(project_id)) != filed.endpoint:
+                    raise NotPlannedError(
+                        f"project {project_id} is at {endpoint} now, and was at {filed.endpoint} "
+                        "when the request was accepted: ask again"
+                    )
             planner = await self._planner(filed.endpoint, stack)
             plans = [
-                await self._plan_target(planner, target, client, now) for target in request.targets
+                await self._plan_target(filed.endpoint, planner, target, client, now)
+                for target in request.targets
             ]
         except ApiError as error:
             temporary = error.verdict.kind is VerdictKind.RETRY
@@ -240,10 +292,9 @@ class Planning:
         return client
 
     async def _plan_target(
-        self, planner: Planner, target: Target, client: Client, now: datetime
+        self, endpoint: str, planner: Planner, target: Target, client: Client, now: datetime
     ) -> Plan:
         project_id = target.project_id
-        endpoint = self._office.endpoint(project_id)
         vetoes = await Vetoes(self._office.redis, endpoint).of(project_id, now)
         if target.selector is None:
             pools = list(dict.fromkeys(target.pools or ()))
@@ -254,10 +305,11 @@ class Planning:
         return await planner.plan(project_id, rules, now, vetoes=vetoes)
 
     async def _planner(self, endpoint: str, stack: contextlib.AsyncExitStack) -> Planner:
-        if endpoint not in self._planners:
-            max_age_s = self._office.directory.settings.precondition_max_age_s
-            planner = self._office.planner(endpoint, listing_max_age_s=max_age_s)
-            self._planners[endpoint] = await stack.enter_async_context(planner)
+        async with self._making:
+            if endpoint not in self._planners:
+                max_age_s = self._office.directory.settings.precondition_max_age_s
+                planner = self._office.planner(endpoint, listing_max_age_s=max_age_s)
+                self._planners[endpoint] = await stack.enter_async_context(planner)
         return self._planners[endpoint]
 
     def _feed(self, endpoint: str) -> Feed:
@@ -271,6 +323,13 @@ def _filed(waiting: Waiting) -> Filed:
         return Filed.parse(waiting.run_id, waiting.record)
     except ValueError:
         raise NotPlannedError("its record cannot be read by this version") from None
+
+
+def _projects(waiting: Waiting) -> list[str]:
+    try:
+        return Filed.parse(waiting.run_id, waiting.record).request.projects
+    except ValueError:
+        return []  # to be given up
 
 
 def _brakes(client: Client, filed: Filed) -> Brakes:

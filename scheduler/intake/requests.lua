@@ -7,7 +7,7 @@
 --         -> run id and digest of the request that the key stands for: this one or an earlier
 --       'take', ms of the lease, how many at most -> for each: run id, request, times tried
 --       'renew', ms of the lease, run id
---       'retry', ms to wait, run id, why
+--       'retry', ms to wait, run id, why ('': as before)
 --       'done', run id
 local time = redis.call('TIME')
 local NOW = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -42,7 +42,7 @@ elseif operation == 'renew' then
   return redis.call('ZADD', DUE, 'XX', NOW + ARGV[2], ARGV[3])
 elseif operation == 'retry' then
   redis.call('HDEL', TRIED, ARGV[3])
-  if redis.call('HEXISTS', REQUESTS, ARGV[3]) == 1 then
+  if ARGV[4] ~= '' and redis.call('HEXISTS', REQUESTS, ARGV[3]) == 1 then
     redis.call('HSET', TROUBLE, ARGV[3], ARGV[4])
   end
   return redis.call('ZADD', DUE, 'XX', NOW + ARGV[2], ARGV[3])

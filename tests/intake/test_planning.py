@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,12 +22,13 @@ from scheduler.intake.requests import KeyReusedError, Requests
 from scheduler.intake.webhooks import ROOM
 from scheduler.marks import Veto, Vetoes
 from scheduler.outbox import Outbox, RunWatch
+from scheduler.selection import named
 from scheduler.sweep import Office
 from tests.conftest import until
 from tests.sweep.conftest import FUTURE, PAST, document
 from worker.cancellation import cancel
 from worker.ledger import JobState, Ledger, Run, RunState, keys
-from worker.projects import Directory
+from worker.projects import Directory, Project
 from worker.settings import Settings
 
 if TYPE_CHECKING:
@@ -238,7 +240,7 @@ async def test_what_a_client_may_no_longer_is_not_done(hall: Hall) -> None:
 
 async def test_projects_at_two_endpoints_are_two_requests(hall: Hall) -> None:
     elsewhere = {"id": "elsewhere", "endpoint": "https://modelarts.example.com"}
-    directory = Directory(hall.settings, {"e": validate_project(elsewhere)})
+    directory = Directory(hall.settings, {"e": Project.model_validate(elsewhere)})
     hall.allow(ci={**CI, "projects": [hall.project, "elsewhere"]})
     client = hall.clients.by_name("ci")
     assert client is not None
@@ -247,12 +249,6 @@ async def test_projects_at_two_endpoints_are_two_requests(hall: Hall) -> None:
     desk = Desk(hall.requests, hall.ledger, directory)
     with pytest.raises(RequestError, match="different endpoints"):
         await desk.accept(validate({"targets": targets}), client, Way.CELERY)
-
-
-def validate_project(fields: dict[str, Any]) -> Any:
-    from worker.projects import Project
-
-    return Project.model_validate(fields)
 
 
 async def test_a_request_waits_for_a_cloud_that_does_not_answer(hall: Hall) -> None:
@@ -320,6 +316,68 @@ async def test_a_request_whose_planners_die_is_given_up(hall: Hall) -> None:
         run = await hall.planned(run_id)
     assert run.state is RunState.ABORTED
     assert "given up" in run.note
+
+
+async def test_a_run_that_was_given_up_in_the_making_is_made_anew(hall: Hall) -> None:
+    run_id = await hall.ask(hall.add())
+    # As a worker of an earlier version does with what its maker has left half made.
+    assert await hall.ledger.abort(run_id, "its maker stopped")
+    async with hall.planning():
+        run = await hall.planned(run_id)
+    assert (run.state, run.total, run.note) == (RunState.RUNNING, 1, "")
+
+
+async def test_a_run_whose_request_is_lost_ends(hall: Hall) -> None:
+    lost, waits = await hall.ask(hall.add()), await hall.ask(hall.add())
+    await hall.requests.done(lost)
+    await hall.requests.retry(waits, wait_s=60, trouble="")
+    for run_id in (lost, waits):
+        await hall.redis.hincrby(keys.run(run_id), "planned_ms", -3_600_000)
+
+    async def ended() -> bool:
+        return (await hall.ledger.run(lost)).ended
+
+    async with hall.planning():
+        await until(ended)
+    run = await hall.ledger.run(lost)
+    assert (run.state, "its request is not there any more" in run.note) == (RunState.ABORTED, True)
+    assert (await hall.ledger.run(waits)).state is RunState.QUEUED
+
+
+async def test_a_project_that_moved_since_is_not_swept(hall: Hall) -> None:
+    run_id = await hall.ask(hall.add())
+    moved = Project.model_validate(
+        {"id": hall.project, "endpoint": "https://modelarts.example.com"}
+    )
+    hall.office = Office(Directory(hall.settings, {"p": moved}), hall.redis, hall.ledger)
+    async with hall.planning():
+        run = await hall.planned(run_id)
+    assert (run.state, run.total) == (RunState.ABORTED, 0)
+    assert "https://modelarts.example.com now" in run.note
+
+
+async def test_a_slow_project_leaves_room_for_the_others(hall: Hall) -> None:
+    hall.allow(ci={**CI, "projects": [hall.project, "other"]})
+    hall.running.cloud.projects["other"] = {}
+    for _ in range(30):
+        await hall.ask(hall.add())
+    # The listing of the one project waits for its turn, which does not come.
+    busy = hall.settings.model_copy(update={"rate_limit": 1})
+    slow = Project.model_validate({"id": hall.project, "rate_limit": 0.01})
+    hall.office = Office(Directory(busy, {"slow": slow}), hall.redis, hall.ledger)
+    async with hall.office.planner(hall.running.url) as planner:
+        await planner.plan(hall.project, named([]), datetime.now(UTC))  # takes the turn
+    client = hall.clients.by_name("ci")
+    assert client is not None
+    request = validate({"targets": [{"project_id": "other", "pools": ["p" * 36]}]})
+    run_id = await hall.desk.accept(request, client, Way.CELERY)
+
+    async def planned() -> bool:
+        return (await hall.ledger.run(run_id)).state is not RunState.QUEUED
+
+    async with hall.planning():
+        await until(planned)
+        assert len(await hall.requests.waiting()) >= 25
 
 
 async def test_a_record_of_another_version_is_given_up_and_blocks_nobody(hall: Hall) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,10 @@ from pydantic import SecretStr
 from scheduler.dispatch import Order, dispatch, jobs_of
 from scheduler.planner import Plan
 from scheduler.selection import Decision
+from tests.conftest import until
 from tests.sweep.conftest import document
 from worker.feed import Feed
-from worker.ledger import Ledger, RunState, Source
+from worker.ledger import JobState, Ledger, RunState, Source
 from worker.modelarts import Pool
 from worker.settings import Settings
 
@@ -110,6 +112,23 @@ async def test_the_same_order_again_is_the_same_run(
     again = await dispatch([plan("a", 5)], order(run_id="r"), ledger=ledger, feed=feed)
     assert (first.run_id, again.run_id, again.total) == ("r", "r", 2)
     assert len(broker.batches) == 1
+
+
+async def test_a_run_that_was_cancelled_in_the_making_is_told_as_it_is(
+    ledger: Ledger, feed: Feed, broker: Broker
+) -> None:
+    making = plan("a", 1_500)  # more than are written down at once
+    task = asyncio.create_task(dispatch([making], order(run_id="r"), ledger=ledger, feed=feed))
+
+    async def begun() -> bool:
+        return bool(await ledger.jobs("r", limit=1))
+
+    await until(begun)
+    cancelled = await ledger.cancel("r")
+    run = await task
+    assert cancelled
+    assert run.cancelled_ms > 0
+    assert run.state is RunState.ABORTED or run.counts[JobState.CANCELLED] == 1_500
 
 
 async def test_a_run_that_was_cancelled_while_it_waited_is_not_made(

@@ -228,12 +228,14 @@ async def test_nodes_that_the_plan_left_unread_are_looked_at_just_before_the_cal
     runs = Runs(redis, settings)
     jobs = [replace(job, check_nodes=True) for job in project.jobs()]
     run_id = await runs.make(jobs, verify=False, feed=False)
-    prepaid, gone, *plain = project.pools
+    prepaid, gone, odd, *plain = project.pools
 
     def answer(request: web.Request) -> web.Response | None:
+        if gone in request.path:
+            return refused(404, "ModelArts.50015001", "pool not found")
         if not request.path.endswith("/nodes"):
             return None
-        if gone in request.path:
+        if odd in request.path:
             return refused(404, "ModelArts.50015001", "pool not found")
         mode = "1" if prepaid in request.path else "0"
         annotations = {"os.modelarts/billing.mode": mode}
@@ -248,6 +250,7 @@ async def test_nodes_that_the_plan_left_unread_are_looked_at_just_before_the_cal
         "it has prepaid nodes: unsubscribe these first",
     )
     assert found[gone].state is JobState.ALREADY_DELETED
+    assert found[odd].state is JobState.FAILED, "only the pool's own 404 counts"
     assert {found[pool].state for pool in plain} == {JobState.ACCEPTED}
     assert {pool for pool, _ in cloud.deletes} == set(plain)
 
@@ -268,4 +271,27 @@ async def test_nodes_that_cannot_be_read_keep_the_pool(
     (failed,) = await runs.jobs(run_id)
     assert failed.state is JobState.FAILED
     assert "could not be read before its deletion" in failed.reason
+    assert not cloud.deletes
+
+
+async def test_a_pool_that_changes_while_its_nodes_are_read_is_skipped(
+    cloud: Cloud, redis: Redis, server: RedisServer
+) -> None:
+    project = cloud.project(1)
+    settings = settings_for(cloud, server.url, precondition_max_age_s=1)
+    runs = Runs(redis, settings)
+    (job,) = project.jobs()
+    run_id = await runs.make([replace(job, check_nodes=True)], verify=False, feed=False)
+
+    async def answer(request: web.Request) -> web.Response | None:
+        if request.path.endswith("/nodes"):
+            await change(cloud, project, job.pool_name, CHANGES["protected"][0])
+            await asyncio.sleep(1.1)  # longer than what was seen of the pool may be trusted
+        return None
+
+    cloud.gateway = answer
+    async with worker_here(settings) as worker:
+        await asyncio.to_thread(worker.execute, run_id, [0])
+    (skipped,) = await runs.jobs(run_id)
+    assert (skipped.state, "poolsweep/protect" in skipped.reason) == (JobState.SKIPPED, True)
     assert not cloud.deletes
