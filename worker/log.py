@@ -35,37 +35,50 @@ def configure(settings: Settings, stream: TextIO | None = None) -> None:
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.stdlib.PositionalArgumentsFormatter(),
     ]
-    render: list[Processor] = (
-        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-        if is_json(settings, stream)
-        # Its default shows the values of local variables: secrets, wrapped past all masking.
-        else [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
-    )
+    render: list[Processor] = [
+        *(
+            [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+            if is_json(settings, stream)
+            # Its default shows the values of local variables: secrets, wrapped past all masking.
+            else [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+        ),
+        _masking(settings),
+    ]
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                *render,
-                _masking(settings),
-            ],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
         )
     )
     logging.basicConfig(handlers=[handler], level=settings.log_level.upper(), force=True)
     logging.captureWarnings(True)
+    # Ours go past the standard logging, which costs several times as much: a worker writes a line
+    # for every pool.
     structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *shared,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
+        processors=[*shared, *render],
+        logger_factory=_Lines(stream),
+        wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
         cache_logger_on_first_use=True,
     )
+
+
+class _Lines:
+    """Makes loggers that write to a stream, each under the name of its module."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __call__(self, name: str = "", *_: Any) -> _Lines.Logger:
+        return self.Logger(self._stream, name)
+
+    class Logger(structlog.WriteLogger):
+        """A logger that knows its name."""
+
+        def __init__(self, stream: TextIO, name: str) -> None:
+            super().__init__(stream)
+            self.name = name
 
 
 def is_json(settings: Settings, stream: TextIO) -> bool:

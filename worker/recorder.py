@@ -38,8 +38,7 @@ class Recorder:
         self._queues[run_id].append((move, future))
         if run_id not in self._writers:
             self._writers[run_id] = asyncio.create_task(self._write(run_id))
-        # A caller that is cancelled must not take the others' moves with it.
-        return await asyncio.shield(future)
+        return await future
 
     async def _write(self, run_id: str) -> None:
         try:
@@ -49,9 +48,11 @@ class Recorder:
                     made = await self._ledger.record(run_id, [move for move, _ in entries])
                 except Exception as error:
                     for _, future in entries:
-                        future.set_exception(error)
+                        if not future.done():  # its caller waits no longer
+                            future.set_exception(error)
                 else:
                     for (_, future), done in zip(entries, made, strict=True):
-                        future.set_result(done)
+                        if not future.done():
+                            future.set_result(done)
         finally:
             del self._queues[run_id], self._writers[run_id]

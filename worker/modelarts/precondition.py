@@ -88,6 +88,10 @@ def _node_tags(pool: Pool) -> Any:
         return str(error)
 
 
+_ENCODER: Final = json.JSONEncoder(
+    sort_keys=True, ensure_ascii=True, separators=(",", ":"), default=str
+)
+
+
 def _digest(part: Any) -> str:
-    text = json.dumps(part, sort_keys=True, ensure_ascii=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
+    return hashlib.sha256(_ENCODER.encode(part).encode()).hexdigest()[:_DIGITS]
