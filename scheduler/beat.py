@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from celery import Celery, signals
@@ -23,7 +22,7 @@ from scheduler.announcer import Announcer
 from scheduler.file_watch import FileWatch
 from scheduler.rota import STEP_S, Rota
 from scheduler.sweep import Office
-from worker import log, process
+from worker import celery_host, log, process
 from worker.cancellation import cancel
 from worker.embedded_redis import EmbeddedRedisError
 from worker.ledger import Ledger
@@ -36,16 +35,9 @@ if TYPE_CHECKING:
     from scheduler.policy import PolicyFile
     from worker.settings import Settings
 
-EXIT_USAGE = 2
 STOP_TIMEOUT_S = 2.0
 
 logger = structlog.get_logger(__name__)
-
-
-def _end(error: Exception) -> NoReturn:
-    """A scheduler that cannot work says why, where Celery would print a traceback."""
-    sys.stderr.write(f"poolsweep: {error}\n")
-    raise SystemExit(EXIT_USAGE)
 
 
 def _read(config: Settings) -> tuple[FileWatch[PolicyFile], Directory]:
@@ -79,7 +71,7 @@ class RotaScheduler(Scheduler):  # type: ignore[misc]
             watch, directory = _read(config)
             process.join_redis()
         except (SettingsError, YamlError, EmbeddedRedisError) as error:
-            _end(error)
+            celery_host.refuse(error)
         self._redis = connect(config)
         ledger = Ledger(self._redis, retention_days=config.retention_days)
         announcer = Announcer(self._redis, ledger, watch.current.notifications)
@@ -136,7 +128,7 @@ def _make() -> Celery:
         config = settings()
         _read(config)  # a mistake is told before anything is started
     except (SettingsError, YamlError) as error:
-        _end(error)
+        celery_host.refuse(error)
     made = Celery("poolsweep-scheduler", set_as_current=False)
     made.conf.update(
         broker_url=config.broker_location,

@@ -30,6 +30,7 @@ MOST_TOLD = 20
 POOL_KEYS = ("pool_name", "pool_id", "id", "pool")
 PROJECT_KEY = "project_id"
 LIST_KEYS = ("jobs", "pools")
+TARGETS_KEY = "targets"
 ACCEPTED = (
     "accepted: pool ids (metadata.name: 36 to 63 lowercase letters, digits and hyphens), one a "
     "line, alone or as project/pool; CSV with a header; or JSON"
@@ -136,6 +137,8 @@ class _Found:
     """What has been read of a list so far."""
 
     project_of: ProjectOf
+    within: str = ""
+    """The id of the project that the list being read says all its entries are in; empty: none."""
     projects: dict[str, str] = field(default_factory=dict)
     pools: dict[str, dict[str, None]] = field(default_factory=dict)
     entries: int = 0
@@ -192,6 +195,29 @@ class _Found:
         else:
             self.add(line, project or "", pool)
 
+    def enter(self, line: int, project: Any) -> None:
+        """What follows is in a project, unless that is None or empty.
+
+        Raises:
+            _UnusableError: it is not accepted, or not the one that this is in already.
+        """
+        if not isinstance(project, str | None):
+            self.refuse(line, f"{PROJECT_KEY} is no text")
+        if project:
+            try:
+                self.within = self._resolved(project)
+            except ValueError as error:
+                self.refuse(line, str(error))
+
+    def _resolved(self, project: str) -> str:
+        if not project and self.within:
+            return self.within
+        if project not in self.projects:
+            self.projects[project] = self.project_of(project)
+        if self.within and self.projects[project] != self.within:
+            raise ValueError(f"project {_shown(project)} is not {self.within}, which it stands in")
+        return self.projects[project]
+
     def add(self, line: int, project: str, pool: str) -> None:
         """One pool, in a project unless that is empty."""
         self.entries += 1
@@ -203,12 +229,11 @@ class _Found:
             self.fault(line, f"{_shown(pool)} is no pool id" if pool else "the pool's id is empty")
             return
         try:
-            if project not in self.projects:
-                self.projects[project] = self.project_of(project)
+            resolved = self._resolved(project)
         except ValueError as error:
             self.fault(line, str(error))
             return
-        self.pools.setdefault(self.projects[project], {})[pool] = None
+        self.pools.setdefault(resolved, {})[pool] = None
 
 
 def _shown(text: str) -> str:
@@ -301,7 +326,7 @@ def _is_json_lines(text: str) -> bool:
         value = json.loads(first)
     except (ValueError, RecursionError):
         return True
-    return not (isinstance(value, dict) and any(key in value for key in LIST_KEYS))
+    return not (isinstance(value, dict) and any(key in value for key in (*LIST_KEYS, TARGETS_KEY)))
 
 
 def _json_line(line: str, number: int, found: _Found) -> None:
@@ -319,7 +344,8 @@ class _Document:
     """A JSON text, walked entry by entry: of a list of a million only one is held as objects.
 
     Args:
-        text: the document: a list, or an object that holds one under `jobs` or `pools`.
+        text: the document: a list, or an object that holds one under `jobs` or `pools` and may say
+            which project all of it is in, or an object with `targets`, a list of such objects.
         found: takes the entries.
     """
 
@@ -339,29 +365,45 @@ class _Document:
         """
         match self._next():
             case "[":
-                self._list()
+                self._list(self._entry)
             case "{":
-                self._object()
+                line = self._here()
+                if (alone := self._object((*LIST_KEYS, TARGETS_KEY))) is not None:
+                    self._found.value(line, alone)
             case _:
                 self._found.value(self._here(), self._value())
         if self._next():
             self._broken("more follows after its end")
 
-    def _list(self) -> None:
+    def _list(self, read: Callable[[], Any]) -> None:
+        """Pass a list, with what reads each of its items."""
         self._at += 1
         if self._ends("]"):
             return
         while True:
             self._next()
-            line = self._here()
-            self._found.value(line, self._value())
+            read()
             if self._ends("]"):
                 return
             self._pass(",")
 
-    def _object(self) -> None:
-        line, lists = self._here(), 0
+    def _entry(self) -> None:
+        line = self._here()
+        self._found.value(line, self._value())
+
+    def _target(self) -> None:
+        line = self._here()
+        if self._next() != "{":
+            self._value()
+            self._found.fault(line, f"a target is needed: an object with {LIST_KEYS[-1]}")
+        elif self._object(LIST_KEYS) is not None:
+            self._found.fault(line, f"the target has no list {LIST_KEYS[-1]}")
+
+    def _object(self, keys: Collection[str]) -> dict[str, Any] | None:
+        """Read the lists that an object holds under certain keys; one that has none is returned."""
+        line = self._here()
         own: dict[str, Any] = {}
+        lists: list[tuple[int, int, Callable[[], None]]] = []
         self._at += 1
         while not self._ends("}"):
             if own or lists:
@@ -370,13 +412,28 @@ class _Document:
             if not isinstance(key, str):
                 self._broken("a key is no text")
             self._pass(":")
-            if key in LIST_KEYS and self._next() == "[":
-                self._list()
-                lists += 1
+            if key in keys and self._next() == "[":
+                read = self._target if key == TARGETS_KEY else self._entry
+                lists.append((self._here(), self._at, read))
+                self._list(self._value)
             else:
                 own[key] = self._value()
         if not lists:
-            self._found.value(line, own)
+            return own
+        # The lists are read last, since the project that they are in may stand behind them.
+        end = self._here(), self._at
+        outer = self._found.within
+        self._found.enter(line, own.get(PROJECT_KEY))
+        for *start, read in lists:
+            self._go(*start)
+            self._list(read)
+        self._found.within = outer
+        self._go(*end)
+        return None
+
+    def _go(self, line: int, at: int) -> None:
+        """Read on at another place, which is in a line."""
+        self._line, self._at, self._counted = line, at, at
 
     def _next(self) -> str:
         """The character that comes next, blanks passed over; empty: none."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from scheduler import children
 from scheduler.cli.session import remark
+from worker.ledger import RunState
 from worker.reconciler import live_workers
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from scheduler.children import Child
     from worker.ledger import Run
     from worker.settings import Settings
+
+TO_BE_PLANNED = "waits to be planned, which a running `poolsweep intake` does"
+"""What is said of a run that is queued. Nothing tells whether an intake runs."""
 
 
 class Attendance:
@@ -86,13 +90,16 @@ class Attendance:
         """
         run_id = run.run_id
         if run.ended:
-            remark(f"Interrupted. See what was done with: poolsweep results {run_id}", "yellow")
+            remark(f"Interrupted, but run {run_id} has ended.", "yellow")
+            remark(f"See what was done with: poolsweep results {run_id}", "yellow")
             return
         remark(f"Interrupted. {await self._prospects(run)}", "yellow")
         remark(f"Watch it with:  poolsweep watch {run_id}", "yellow")
         remark(f"Cancel it with: poolsweep cancel {run_id}", "yellow")
 
     async def _prospects(self, run: Run) -> str:
+        if run.state is RunState.QUEUED:
+            return f"Run {run.run_id} {TO_BE_PLANNED}."
         others = await live_workers(self._redis, run.endpoint) - bool(self._own)
         if others > 0:
             return f"Run {run.run_id} goes on: other workers than this command's execute it."

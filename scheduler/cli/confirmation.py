@@ -34,7 +34,8 @@ async def confirmed(what: str, total: int, out: Console, *, project_id: str = ""
     """
     words = f"{total} or the project's id, {project_id}," if project_id else str(total)
     out.print(f"This {what} for good. Type {words} to go on, anything else to stop.", markup=False)
-    if (await _typed()).strip() in {str(total), project_id or str(total)}:
+    answer = (await _typed()).strip()
+    if answer and answer in {str(total), project_id}:
         return True
     out.print("Stopped: nothing was deleted.", markup=False)
     return False

@@ -52,7 +52,8 @@ async def see_through(ledger: Ledger, run: Run, attendance: Attendance) -> Run:
     try:
         ended = await follow(ledger, run.run_id, partial(attendance.look, run.endpoint))
     except asyncio.CancelledError:
-        await attendance.leave(run)
+        # It may have ended meanwhile, or begun.
+        await attendance.leave(await ledger.run(run.run_id))
         raise
     await show_end(ledger, ended)
     if ended.counts[JobState.FAILED]:

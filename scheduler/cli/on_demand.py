@@ -22,7 +22,7 @@ from scheduler.cli.preview import preview
 from scheduler.cli.session import heed_interrupt, remark, requester, say, stderr, stdout
 from scheduler.dispatch import Order, dispatch
 from scheduler.policy import Brakes
-from worker.ledger import RunState, Source
+from worker.ledger import JobState, RunState, Source
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -45,7 +45,8 @@ class Terms:
         yes: whether nobody is to be asked.
         verify: whether jobs end only when their pool is seen to be gone.
         wait: whether the run is followed to its end.
-        selector: what the pools were chosen by, as JSON; empty: by name.
+        selector: what the pools were chosen by, as JSON; empty: by name, or by a policy.
+        policy: the policy that they were chosen by; empty: none.
     """
 
     brakes: Brakes
@@ -55,6 +56,7 @@ class Terms:
     verify: bool
     wait: bool
     selector: str = ""
+    policy: str = ""
 
 
 def brakes_of(named: int | None, **given: float | None) -> Brakes:
@@ -181,6 +183,7 @@ async def _execute(
         # A selector asked twice would choose the same pools for both runs.
         alone=not terms.named,
         selector=terms.selector,
+        policy=terms.policy,
     )
     with contextlib.ExitStack() as stack:
         attendance = Attendance(
@@ -201,4 +204,7 @@ async def _execute(
         if not terms.wait:
             say(run.run_id)
             return EXIT_HELD if refused else EXIT_DONE
-        return exit_code(await see_through(office.ledger, run, attendance), refused=refused)
+        ended = await see_through(office.ledger, run, attendance)
+        # Asked for by hand, even where a policy chose: no later night does it.
+        skipped = ended.counts[JobState.SKIPPED] > 0
+        return exit_code(ended, refused=refused or skipped)

@@ -14,7 +14,8 @@ EXIT_FAILURES = 1
 EXIT_USAGE = 2
 """The request or the configuration cannot be used."""
 EXIT_HELD = 3
-"""A brake, a cancellation or what protects a pool kept pools, or the answer was not a yes."""
+"""Pools were kept: by a brake, a cancellation or what protects them, by a dry run, or for want of
+a yes."""
 EXIT_UNREACHABLE = 4
 """Redis or the cloud cannot be reached."""
 EXIT_INTERRUPTED = 130
@@ -31,7 +32,8 @@ def exit_code(run: Run, *, refused: bool = False) -> int:
     """
     from worker.ledger import JobState, RunState  # not loaded for the codes alone
 
-    if run.state is RunState.BRAKED or run.braked_ms:
+    # A brake that stopped a run is told before the failures that it stopped it for.
+    if run.state in {RunState.BRAKED, RunState.PLANNED} or run.braked_ms:
         return EXIT_HELD
     if run.counts[JobState.FAILED]:
         return EXIT_FAILURES

@@ -14,7 +14,8 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.text import Text
 
-from scheduler.cli.session import heed_interrupt, stderr
+from scheduler.cli.attendance import TO_BE_PLANNED
+from scheduler.cli.session import heed_interrupt, remark, stderr
 from scheduler.review.tables import STYLES
 from worker.ledger import JobState, RunState
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 POLL_S = 0.2
 LINE_EVERY_S = 60.0
 RATE_OVER_S = 30.0
+QUEUED_FOR_S = 1.0
+"""A run that is queued for longer than this is remarked on: most are planned sooner."""
 
 
 class Pace:
@@ -74,7 +77,8 @@ async def follow(ledger: Ledger, run_id: str, attend: Callable[[], Awaitable[Non
     Args:
         ledger: where it is.
         run_id: the run.
-        attend: called at every look; it sees to it that somebody executes the run.
+        attend: called at every look while the run is running; it sees to it that somebody
+            executes it.
 
     Returns:
         The run when it has ended.
@@ -85,14 +89,24 @@ async def follow(ledger: Ledger, run_id: str, attend: Callable[[], Awaitable[Non
     run = await ledger.run(run_id)
     # By the server's clock, so that whoever joins later sees the run's own time.
     age_ms = await ledger.now_ms() - (run.started_ms or run.created_ms)
-    pace = Pace(time.monotonic() - age_ms / 1000)
+    began_s = time.monotonic()
+    pace = Pace(began_s - age_ms / 1000)
+    told = False
     with _live(run) if stderr.file.isatty() else _lines(run) as show:
         while True:
             pace.saw(time.monotonic(), run.done)
             show(run, pace)
             if run.ended:
                 return run
-            await attend()
+            if run.state is RunState.RUNNING:
+                await attend()
+            elif (
+                run.state is RunState.QUEUED
+                and not told
+                and time.monotonic() - began_s >= QUEUED_FOR_S
+            ):
+                told = True
+                remark(f"Run {run_id} {TO_BE_PLANNED}", "yellow")
             heed_interrupt()
             await asyncio.sleep(POLL_S)
             run = await ledger.run(run_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,18 +41,50 @@ def retry(
     yes: Yes = False,
     verify: Verify = True,
     wait: Wait = True,
+    allow_busy: Annotated[
+        bool,
+        typer.Option(
+            "--allow-busy", help="Of a policy or selector: pools with running workloads too."
+        ),
+    ] = False,
+    allow_shared: Annotated[
+        bool,
+        typer.Option(
+            "--allow-shared", help="Of a policy or selector: shared and public pools too."
+        ),
+    ] = False,
 ) -> None:
     """Delete the pools whose jobs failed in a run: shown first, then asked.
 
-    A pool that is no longer as it was when the run chose it is kept. Exit codes as with delete.
+    A pool that is no longer as it was when the run chose it is kept; so is one that a policy or a
+    selector chose and that is busy or shared now. Exit codes as with delete.
     """
-    why = f"retry of {run}" if reason is None else reason
-    code = asyncio.run(_retry(run, why, yes=yes, verify=verify, wait=wait))
+    demand = Demand(
+        reason=f"retry of {run}" if reason is None else reason,
+        yes=yes,
+        verify=verify,
+        wait=wait,
+        allow_busy=allow_busy,
+        allow_shared=allow_shared,
+    )
+    code = asyncio.run(_retry(run, demand))
     if code:
         raise typer.Exit(code)
 
 
-async def _retry(run_id: str, reason: str, *, yes: bool, verify: bool, wait: bool) -> int:
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """How somebody wants a run tried again; the attributes are the command's options."""
+
+    reason: str
+    yes: bool
+    verify: bool
+    wait: bool
+    allow_busy: bool
+    allow_shared: bool
+
+
+async def _retry(run_id: str, demand: Demand) -> int:
     config = settings()
     directory = Directory.of(config)
     async with open_ledger(config) as (redis, ledger):
@@ -65,6 +97,9 @@ async def _retry(run_id: str, reason: str, *, yes: bool, verify: bool, wait: boo
         if not failed:
             remark(f"No job of run {run_id} failed: there is nothing to retry.")
             return EXIT_DONE
+        if _was_chosen(run):
+            age_s = (await ledger.now_ms() - run.planned_ms) / 1000
+            _not_too_old(run, age_s, config.plan_max_age_s)
         office = Office(directory, redis, ledger)
         for project in failed:
             _same_place(office, run, project)
@@ -73,16 +108,23 @@ async def _retry(run_id: str, reason: str, *, yes: bool, verify: bool, wait: boo
         plans = await plan_over(
             list(failed),
             lambda project: plan_project(
-                office, project, as_chosen(failed[project]), now, named=list(failed[project])
+                office,
+                project,
+                _rules(run, failed[project], demand),
+                now,
+                named=list(failed[project]),
             ),
         )
         terms = Terms(
             brakes=brakes_of(sum(map(len, failed.values()))),
             named=True,
-            reason=reason,
-            yes=yes,
-            verify=verify,
-            wait=wait,
+            reason=demand.reason,
+            yes=demand.yes,
+            verify=demand.verify,
+            wait=demand.wait,
+            # So that the new run, tried again in its turn, is known for what it is.
+            selector=run.selector,
+            policy=run.policy,
         )
         return await carry_out(office, plans, terms)
 
@@ -94,6 +136,33 @@ def _same_place(office: Office, run: Run, project: str) -> None:
             f"RUN: {run.run_id} was against {run.endpoint}, and project {project} is at {endpoint} "
             "now; accepted: a run at the same endpoint."
         )
+
+
+def _was_chosen(run: Run) -> bool:
+    """Whether a policy or a selector chose a run's pools, rather than somebody by name."""
+    return bool(run.policy or run.selector)
+
+
+def _not_too_old(run: Run, age_s: float, limit_s: float) -> None:
+    if age_s > limit_s:
+        raise UsageError(
+            f"RUN: {run.run_id} was planned {age_s:.0f} s ago, longer than "
+            f"POOLSWEEP_PLAN_MAX_AGE_S={limit_s:g} allows; accepted: a newer run: plan anew with "
+            "`poolsweep sweep` or `poolsweep delete`."
+        )
+
+
+def _rules(run: Run, jobs: Mapping[str, Job], demand: Demand) -> Rules:
+    rules = as_chosen(jobs)
+    if not _was_chosen(run):
+        return rules
+    # Nobody named these pools: what has come to protect them since keeps them.
+    return replace(
+        rules,
+        allow_busy=demand.allow_busy,
+        allow_shared=demand.allow_shared,
+        nodes_later=False,
+    )
 
 
 def as_chosen(jobs: Mapping[str, Job]) -> Rules:

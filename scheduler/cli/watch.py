@@ -18,7 +18,8 @@ from worker.settings import settings
 def watch(run: Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")]) -> None:
     """Follow a run to its end; Ctrl-C leaves it as it is.
 
-    Exit codes as with delete: 0 all gone, 1 some failed, 3 braked, cancelled or skipped.
+    Exit codes as with delete: 0 all gone, 1 some failed, 3 braked, cancelled, skipped or a dry
+    run.
     """
     code = asyncio.run(_watch(run))
     if code:

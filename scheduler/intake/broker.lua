@@ -1,22 +1,31 @@
 -- Messages between their queue and their acknowledgement. All times are the server's, in ms.
 -- KEYS[1]: HASH tag -> a message that somebody holds   KEYS[2]: ZSET tags, by the ms when heard of
 -- KEYS[3...]: the queue's LISTs by priority; what is taken next is on the right
--- ARGV: 'take', a new tag -> the message; none: there is none
+-- A message that was swept lies in its LIST and HASH behind a head that says how often. Only swept
+-- messages have one: what a sender puts there begins with a brace, or is no message.
+-- ARGV: 'take', a new tag -> the message, how often it was swept; none: there is none
 --       'renew', tags of the messages that the caller holds
 --       'restore', tag: at the end of the queue
---       'sweep', ms that nobody was heard of, how many at most: they are taken next
+--       'sweep', ms that nobody was heard of, how many at most: they are taken next; those that
+--       were swept before, behind the others, which they may have held up
 local time = redis.call('TIME')
 local NOW = time[1] * 1000 + math.floor(time[2] / 1000)
 local HELD, HEARD = KEYS[1], KEYS[2]
 local operation = ARGV[1]
 
-local function restore(tag, push)
+local function parted(message)
+  local count, rest = string.match(message, '^swept:(%d+):(.*)$')
+  if count then
+    return rest, tonumber(count)
+  end
+  return message, 0
+end
+
+local function release(tag)
   local message = redis.call('HGET', HELD, tag)
   redis.call('ZREM', HEARD, tag)
   redis.call('HDEL', HELD, tag)
-  if message then
-    redis.call(push, KEYS[3], message)
-  end
+  return message
 end
 
 if operation == 'take' then
@@ -25,7 +34,7 @@ if operation == 'take' then
     if message then
       redis.call('HSET', HELD, ARGV[2], message)
       redis.call('ZADD', HEARD, NOW, ARGV[2])
-      return message
+      return {parted(message)}
     end
   end
   return false
@@ -35,12 +44,20 @@ elseif operation == 'renew' then
   end
   return 0
 elseif operation == 'restore' then
-  restore(ARGV[2], 'LPUSH')
+  local message = release(ARGV[2])
+  if message then
+    redis.call('LPUSH', KEYS[3], message)
+  end
   return 0
 elseif operation == 'sweep' then
   local bound = NOW - ARGV[2]
   for _, tag in ipairs(redis.call('ZRANGEBYSCORE', HEARD, '-inf', bound, 'LIMIT', 0, ARGV[3])) do
-    restore(tag, 'RPUSH')
+    local message = release(tag)
+    if message then
+      local rest, count = parted(message)
+      local push = count == 0 and 'RPUSH' or 'LPUSH'
+      redis.call(push, KEYS[3], 'swept:' .. count + 1 .. ':' .. rest)
+    end
   end
   return 0
 end

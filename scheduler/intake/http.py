@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from aiohttp import web
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from scheduler.intake.clients import Client, Clients
     from scheduler.intake.desk import Desk
+    from scheduler.intake.messages import Permits
     from worker.ledger import Ledger, Run
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -38,13 +39,6 @@ HEADERS: Final = {
 _PROBES: Final = ("/healthz", "/readyz")
 
 log = structlog.get_logger(__name__)
-
-
-class Permits(Protocol):
-    """Who may ask how often; `worker.limiter.Limiter` is one."""
-
-    async def try_permit(self, project_id: str, /) -> float:
-        """0 if a client may ask now, which is counted; else the seconds until it may."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ file. What cannot be accepted is noted with the reason, and its content, for `po
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import structlog
 from redis.exceptions import RedisError
 
+from scheduler.intake import openapi
 from scheduler.intake.desk import LONGEST_KEY, NotAllowedError
 from scheduler.intake.request import RequestError, Way, read_request, validate
 from scheduler.intake.requests import KeyReusedError, Rejected
@@ -28,7 +30,14 @@ if TYPE_CHECKING:
     from scheduler.intake.requests import Requests
 
 FIELDS = ("request", "client", "idempotency_key")
-_KEY = re.compile(rf"[!-~]{{1,{LONGEST_KEY}}}", re.ASCII)
+_MASK = "***"
+_SPACE = r"(?:\s|\\+[nrt])*"
+_WEBHOOK = re.compile(
+    # Perhaps in a text in a text: what ends it has as many backslashes as what begins it.
+    rf"""(webhook\\*["']{_SPACE}:{_SPACE})"""
+    r"""(?:(\\*)(["']).*?(?:(?<!\\)\2\3|\Z)|[\[{].*?(?:[\]}]|\Z))""",
+    re.DOTALL,
+)
 _SHOWN = 80
 
 log = structlog.get_logger(__name__)
@@ -79,7 +88,7 @@ class Message:
         given = self.fields.get("idempotency_key")
         if given is None:
             return f"{self.way}:{self.message_id}"
-        if not isinstance(given, str) or not _KEY.fullmatch(given):
+        if not isinstance(given, str) or not re.fullmatch(openapi.KEY, given, re.ASCII):
             raise RefusedError(
                 f"idempotency_key: accepted: 1 to {LONGEST_KEY} visible ASCII characters"
             )
@@ -97,8 +106,9 @@ class Message:
         return read_request(request) if self.way is Way.STREAM else validate(request)
 
     def rejected(self, reason: str) -> Rejected:
-        """The note that it was refused."""
-        return Rejected("", self.way, self.message_id, self.client_name, reason, self.content)
+        """The note that it was refused, without its webhook, whose URL may be a secret."""
+        content = masked(self.content)
+        return Rejected("", self.way, self.message_id, self.client_name, reason, content)
 
 
 def check_fields(names: Iterable[str]) -> None:
@@ -114,6 +124,42 @@ def check_fields(names: Iterable[str]) -> None:
     for name in ("request", "client"):
         if name not in names:
             raise RefusedError(f"{name}: it is needed")
+
+
+def masked(text: str) -> str:
+    """A text without the values of `webhook` in its JSON, nor in JSON in its texts: pure.
+
+    Args:
+        text: JSON or not; what is none is searched for what looks like it.
+
+    Returns:
+        The very text if there is nothing to mask.
+    """
+    try:
+        found = json.loads(text, object_pairs_hook=_no_key_twice)
+        without = _without_webhooks(found)
+    except (ValueError, RecursionError):
+        return _WEBHOOK.sub(rf'\1\2"{_MASK}\2"', text)
+    return text if without == found else json.dumps(without, ensure_ascii=False)
+
+
+def _without_webhooks(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: _MASK if key == "webhook" and each is not None else _without_webhooks(each)
+            for key, each in value.items()
+        }
+    if isinstance(value, list):
+        return [_without_webhooks(each) for each in value]
+    return masked(value) if isinstance(value, str) else value
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        # Written anew, one of them would be lost.
+        raise ValueError
+    return found
 
 
 class Mailroom:

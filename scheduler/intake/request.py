@@ -254,6 +254,8 @@ def _fault(data: Any, error: Any) -> Fault:
     if needed := _NEEDED.get(error["type"]):
         return Fault(pointer, needed)
     message = error["msg"].removeprefix("Value error, ").rstrip(".")
+    if pointer == "/webhook":
+        return Fault(pointer, f"no URL that is accepted: {message[:1].lower()}{message[1:]}")
     if isinstance(part, str | int | float | bool) and repr(part) not in message:
         shown = printable(json.dumps(part, ensure_ascii=False), _VALUE_LIMIT)
         message = f"{shown} is not accepted: {message[:1].lower()}{message[1:]}"

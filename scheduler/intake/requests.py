@@ -171,7 +171,15 @@ class Requests:
         await self._call("renew", round(lease_s * 1000), run_id)
 
     async def retry(self, run_id: str, *, wait_s: float, trouble: str) -> None:
-        """Have a request planned again after so many seconds, and say why it was not now."""
+        """Have a request planned again after so many seconds, and say why it was not now.
+
+        Its planner lives, so what was tried before is forgotten.
+
+        Args:
+            run_id: its run.
+            wait_s: seconds.
+            trouble: why; empty: what was said before holds.
+        """
         await self._call("retry", round(wait_s * 1000), run_id, printable(trouble, 1_000))
 
     async def done(self, run_id: str) -> None:

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import CancelledError
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from celery import signals
 from celery.exceptions import Reject
-from celery.worker import consumer
+from celery.worker import consumer, request
 from redis.exceptions import RedisError
 
 from scheduler.intake import process
 from scheduler.intake.app import app
-from scheduler.intake.broker import TASK, UNREADABLE
+from scheduler.intake.broker import SWEPT, TASK, UNREADABLE
 from scheduler.intake.messages import Message, RefusedError, check_fields
 from scheduler.intake.request import Way
 from worker.modelarts.answers import printable
@@ -27,12 +27,28 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 LONGEST_ID = 200
+MOST_SWEPT = 5
+"""A message with which so many processes have died is one that kills them."""
 _SHOWN = 200
 
 log = structlog.get_logger(__name__)
 
 
-@app.task(name=TASK, bind=True)
+class Request(request.Request):  # type: ignore[misc]
+    """Celery's request, with one that has expired noted as refused."""
+
+    def _announce_revoked(
+        self, reason: str, terminated: bool, signum: int | None, expired: bool
+    ) -> None:
+        if expired:
+            message = _message(str(self.id), list(self.args or ()), dict(self.kwargs or {}))
+            if not _refuse(message, "it expired before it was taken"):
+                # Back to the queue, until it can be noted; nothing is left to acknowledge then.
+                self.reject(requeue=True)
+        super()._announce_revoked(reason, terminated, signum, expired)
+
+
+@app.task(name=TASK, bind=True, Request=Request)
 def request_deletion(self: Any, *args: Any, **kwargs: Any) -> None:
     """Take a request in: `request` (an object), `client`, and perhaps `idempotency_key`."""
     message = _message(str(self.request.id), list(args), kwargs)
@@ -44,13 +60,6 @@ def request_deletion(self: Any, *args: Any, **kwargs: Any) -> None:
             raise Reject("its client asks too often", requeue=True)
     except (RedisError, CancelledError, process.StoppedError) as error:
         raise Reject(error, requeue=True) from error
-
-
-@signals.task_revoked.connect
-def _note_expired(request: Any = None, expired: bool = False, **_: Any) -> None:
-    if expired:
-        message = _message(str(request.id), list(request.args or ()), dict(request.kwargs or {}))
-        _refuse(message, "it expired before it was taken")
 
 
 class Consumer(consumer.Consumer):  # type: ignore[misc]
@@ -129,6 +138,10 @@ def _look_at(message: Any) -> None:
     if said["task"] != TASK:
         shown = printable(repr(said["task"]), _SHOWN)
         raise RefusedError(f"task {shown} is not accepted here; accepted: {TASK}")
+    swept = message.delivery_info.get(SWEPT, 0)
+    # Processes may die for other reasons, and it waits long.
+    if swept >= MOST_SWEPT and not _is_yet_to_come(said.get("eta")):
+        raise RefusedError(f"{swept} times, who took it died, and it never came to an end")
     task_id = said.get("id")
     if not isinstance(task_id, str) or not 1 <= len(task_id) <= LONGEST_ID:
         raise RefusedError(f"its id is not accepted: a text of 1 to {LONGEST_ID} characters")
@@ -136,6 +149,14 @@ def _look_at(message: Any) -> None:
     if not isinstance(args, list) or not isinstance(kwargs, dict):
         raise RefusedError("its arguments are not accepted: a list and an object")
     check_fields(kwargs)
+
+
+def _is_yet_to_come(eta: Any) -> bool:
+    try:
+        time = datetime.fromisoformat(eta)
+    except (TypeError, ValueError):
+        return False
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)) > datetime.now(UTC)
 
 
 def _arguments(payload: Any) -> tuple[Any, Any]:

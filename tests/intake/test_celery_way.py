@@ -6,6 +6,7 @@ import base64
 import json
 import re
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,11 @@ import pytest
 from pydantic import SecretStr
 
 from scheduler.intake.broker import make_app
+from scheduler.intake.tasks import MOST_SWEPT
 from tests.intake.conftest import LEASE_S, OFTEN, QUEUE, TASK, Intake, Place, asks
 from tests.sweep.conftest import eventually
 from worker.broker import KEY_PREFIX
-from worker.ledger import RunState, Source
+from worker.ledger import RunState, Source, keys
 from worker.settings import Settings
 
 if TYPE_CHECKING:
@@ -250,6 +252,35 @@ def test_a_message_that_expires_before_its_time_is_noted_as_refused(
     assert not place.runs(project)
 
 
+def test_a_message_that_expired_is_not_lost_when_that_cannot_be_noted(
+    own_place: Place, project: Project
+) -> None:
+    intake = own_place.intake().ready()
+    with own_place.server.client() as client:
+        client.set(keys.REJECTED, "in the way of the stream")
+        request = asks(project, *project.add())
+        message_id = own_place.send(request=request, client="ci", _countdown=1, _expires=0.5)
+        eventually(lambda: intake.process.events("redis_unreachable"))
+        client.delete(keys.REJECTED)
+    assert "expired" in own_place.refusal(message_id).reason
+    eventually(own_place.nothing_left)
+    assert not own_place.runs(project)
+
+
+def test_what_is_kept_of_a_refused_message_does_not_tell_its_webhook(place: Place) -> None:
+    request = {"webhook": "https://example.com/s3cret", **NO_POOLS, "reason": "why"}
+    refusal = place.refusal(place.send(request=request, client="ci"))
+    assert "why" in refusal.content
+    before = len(place.rejected())
+    told = envelope([[], {"request": request}, {}], headers={"kwargsrepr": repr(request)})
+    place.push(told.replace(b"{", b'{"headers": {"compression": "x"}, ', 1)[:-1])
+    refused = eventually(lambda: place.rejected()[: len(place.rejected()) - before])
+    body = base64.b64encode(json.dumps([[], {"request": request}, {}]).encode()).decode()
+    for each in (refusal, *refused):
+        assert "s3cret" not in each.content + each.reason
+        assert body not in each.content
+
+
 def test_a_client_that_asks_too_often_waits_and_holds_up_nobody(
     place: Place, intake: Intake, project: Project
 ) -> None:
@@ -282,6 +313,63 @@ def test_the_workers_own_messages_are_left_alone(
 
 
 # Whatever dies
+
+
+def left_by_the_dead(place: Place, message: bytes, swept: int) -> None:
+    """A message whose process died with it, as others did before so many times."""
+    with place.server.client() as client:
+        client.hset(UNACKED, "left", f"swept:{swept}:".encode() + message)
+        client.zadd(f"{UNACKED}_index", {"left": 1})
+
+
+def test_a_message_that_kills_whoever_takes_it_is_given_up(place: Place, project: Project) -> None:
+    kwargs = {"request": asks(project, *project.add()), "client": "ci"}
+    message_id = f"kills-{project.project}"
+    message = envelope([[], kwargs, {}], headers={"task": TASK, "id": message_id})
+    left_by_the_dead(place, message, MOST_SWEPT - 1)
+    refusal = place.refusal(message_id)
+    assert refusal.reason.startswith(f"{MOST_SWEPT} times")
+    assert json.loads(refusal.content)[1] == kwargs
+    assert not place.runs(project)
+
+
+@pytest.mark.parametrize(("swept", "later"), [(MOST_SWEPT - 2, False), (MOST_SWEPT, True)])
+def test_a_message_is_not_given_up_too_soon_nor_while_its_time_is_to_come(
+    place: Place, project: Project, swept: int, *, later: bool
+) -> None:
+    kwargs = {"request": asks(project, *project.add()), "client": "ci"}
+    headers = {"task": TASK, "id": f"lives-{project.project}"}
+    if later:
+        headers["eta"] = (datetime.now(UTC) + timedelta(seconds=4)).isoformat()
+    left_by_the_dead(place, envelope([[], kwargs, {}], headers=headers), swept)
+    assert place.run_in(project).total == 1
+
+
+def test_what_the_dead_left_comes_first_and_last_if_that_was_so_before(own_place: Place) -> None:
+    app = make_app(Settings(redis_url=SecretStr(own_place.server.url)))
+    with app.connection_for_read() as connection, own_place.server.client() as client:
+        channel = connection.default_channel
+        for message in (b"first", b"other"):
+            own_place.push(message)
+
+        def taken() -> tuple[bytes, int]:
+            message, swept = channel.queue_script("take", f"tag-{client.incr('tags')}")
+            return message, swept
+
+        def sweep() -> None:
+            for tag in client.zrange(f"{UNACKED}_index", 0, -1):
+                client.zadd(f"{UNACKED}_index", {tag: 1})
+            channel.queue_script("sweep", 1_000, 100)
+
+        assert taken() == (b"first", 0)
+        sweep()
+        assert taken() == (b"first", 1)
+        sweep()
+        assert taken() == (b"other", 0)
+        assert taken() == (b"first", 2)
+        # Given back by one that lives, it is no worse than it was.
+        channel.queue_script("restore", client.zrevrange(f"{UNACKED}_index", 0, 0)[0])
+        assert taken() == (b"first", 2)
 
 
 def test_a_message_is_not_lost_with_an_intake_that_died_before_it_took_it(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from redis.asyncio import Redis
 
+from scheduler.intake.messages import masked
 from scheduler.intake.request import Way, validate
 from scheduler.intake.requests import Filed, KeyReusedError, Rejected, Requests
 from tests.conftest import until
@@ -127,3 +131,42 @@ async def test_a_stream_entry_moves_to_the_dead_letters_in_one_step(
     assert await redis.xlen(keys.STREAM) == 0
     assert (await redis.xpending(keys.STREAM, "g"))["pending"] == 0
     assert [each.message_id for each in await requests.rejected()] == [entry_id]
+
+
+SECRET = "https://example.com/s3cr3t"
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda parts: st.lists(parts) | st.dictionaries(st.text(), parts),
+    max_leaves=5,
+)
+HOOKS = st.tuples(
+    PLAIN,
+    # Also such as no URL is, and no webhook.
+    st.sampled_from(
+        [SECRET, f'"{SECRET}', f"\\\\{SECRET}", f'a"{SECRET}\\', [SECRET], {"url": SECRET}]
+    ),
+).map(lambda pair: {"before": pair[0], "webhook": pair[1], "after": "kept"})
+
+
+def nested(parts: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """In an object, in a list, or as JSON in a text."""
+    return parts.map(lambda part: {"request": part}) | parts.map(json.dumps) | st.tuples(parts)
+
+
+@given(st.recursive(HOOKS, nested, max_leaves=3), st.booleans())
+def test_a_webhook_is_masked_wherever_it_is_and_however_the_text_is_cut(
+    content: Any, broken: bool
+) -> None:
+    text = json.dumps(content)
+    found = masked(text[:-1] if broken else text)
+    assert "s3cr3t" not in found
+    assert "***" in found
+    assert "kept" in found
+
+
+@given(PLAIN)
+def test_what_names_no_webhook_is_kept_as_it_is(content: Any) -> None:
+    text = json.dumps(content, indent=3)
+    assert masked(text) == text
+    assert masked(text[:-1]) == text[:-1]
+    assert masked('{"a": 1, "a": 2}') == '{"a": 1, "a": 2}'

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from scheduler.intake.stream import GROUP, MOST_DELIVERIES
+from scheduler.intake.stream import AT_ONCE, GROUP, LONGEST_LINE, MOST_DELIVERIES
 from tests.intake.conftest import OFTEN, Intake, Place, asks
 from tests.intake.test_celery_way import GOOD, NO_POOLS, SLOW, section
 from tests.sweep.conftest import eventually
@@ -45,6 +45,12 @@ everyday = pytest.mark.usefixtures("_nothing_left")
 
 def pending(client: Any) -> int:
     return int(client.xpending(keys.STREAM, GROUP)["pending"])
+
+
+def counts(client: Any) -> list[int]:
+    """How often each that is pending is said to have been delivered."""
+    found = client.xpending_range(keys.STREAM, GROUP, "-", "+", 1_000)
+    return [each["times_delivered"] for each in found]
 
 
 def consumers(client: Any) -> dict[str, int]:
@@ -131,6 +137,99 @@ def test_a_client_that_asks_too_often_waits_and_is_not_refused(
     assert in_order[-1].client == "slow"
     slow = [run.created_ms for run in in_order if run.client == "slow"]
     assert slow[-1] - slow[0] >= 7 * 1000 / SLOW["rate_limit"] * 0.9
+
+
+NEVER: dict[str, Any] = {"rate_limit": 0.01, "rate_burst": 1}
+"""One request, and no other for as long as a test lasts."""
+
+
+def test_a_client_with_more_entries_than_there_are_places_or_lines_holds_up_nobody(
+    own_place: Place, project: Project
+) -> None:
+    own_place.allow(ci={}, slow=NEVER)
+    (pool,) = project.add()
+    fields: dict[Any, Any] = {"request": json.dumps(asks(project, pool)), "client": "slow"}
+    many = LONGEST_LINE + 2 * AT_ONCE
+    with own_place.server.client() as client:
+        with client.pipeline() as pipe:
+            for _ in range(many):
+                pipe.xadd(keys.STREAM, fields)
+            pipe.execute()
+        intake = own_place.intake()
+        eventually(lambda: client.xlen(keys.STREAM) == many - 1 == pending(client), within_s=90)
+        own_place.xadd(request=fields["request"], client="ci")
+        eventually(lambda: "ci" in {run.client for run in own_place.runs(project).values()})
+        # What is more than a line takes is claimed, and let go again, and none of it counts.
+        assert set(eventually(lambda: claimed_often(intake), within_s=90)) == {0}
+        assert client.xlen(keys.STREAM) == many - 1 == pending(client)
+    assert not own_place.rejected()
+
+
+def claimed_often(intake: Intake) -> list[int]:
+    """The deliveries that counted, whenever an entry was claimed that was so too often to live."""
+    claimed: dict[str, list[int]] = {}
+    for event in intake.process.events("stream_entry_claimed"):
+        claimed.setdefault(event["message_id"], []).append(event["deliveries"])
+    return next((found for found in claimed.values() if len(found) > MOST_DELIVERIES), [])
+
+
+def test_what_waits_when_its_intake_is_killed_does_not_count_as_delivered(
+    own_place: Place, project: Project
+) -> None:
+    own_place.allow(slow=NEVER)
+    intake = own_place.intake(LEASE_S="600").ready()
+    for pool in project.add(4):
+        own_place.xadd(request=json.dumps(asks(project, pool)), client="slow")
+    with own_place.server.client() as client:
+        eventually(lambda: counts(client) == [0, 0, 0])
+        intake.kill()
+        # The first of the line is tried now and then, and counts for that time.
+        assert sum(counts(client)) <= 1
+
+
+def test_a_stopped_intake_hands_back_what_it_holds_at_once_and_uncounted(
+    own_place: Place, project: Project
+) -> None:
+    own_place.allow(slow=NEVER)
+    first = own_place.intake(LEASE_S="600").ready()
+    pools = project.add(4)
+    for pool in pools:
+        own_place.xadd(request=json.dumps(asks(project, pool)), client="slow")
+    with own_place.server.client() as client:
+        eventually(lambda: client.xlen(keys.STREAM) == 3 == pending(client))
+        assert first.stop() == 0
+        assert counts(client) == [0, 0, 0]
+        own_place.allow(slow=OFTEN)
+        client.delete(*client.keys("*limiter*"))
+        second = own_place.intake(LEASE_S="600")
+        eventually(lambda: len(own_place.runs(project)) == 4)
+        eventually(own_place.nothing_left)
+    assert second.stop() == 0
+    assert not own_place.rejected()
+
+
+@everyday
+def test_an_entry_that_is_taken_off_while_it_waits_is_noted(
+    place: Place, intake: Intake, project: Project
+) -> None:
+    request = json.dumps(asks(project, *project.add()))
+    entries = [place.xadd(request=request, client="slow") for _ in range(8)]
+    with place.server.client() as client:
+        eventually(lambda: place.runs(project))
+        client.xdel(keys.STREAM, entries[-1])
+    assert "taken off the stream" in place.refusal(entries[-1]).reason
+    eventually(lambda: len(place.runs(project)) == 7)
+
+
+@everyday
+@pytest.mark.parametrize("cut", [0, 1], ids=["whole", "broken"])
+def test_what_is_kept_of_a_refused_entry_does_not_tell_its_webhook(
+    place: Place, intake: Intake, cut: int
+) -> None:
+    request = json.dumps({"webhook": "https://example.com/s3cret", **NO_POOLS, "reason": "why"})
+    refusal = place.refusal(place.xadd(request=request[: len(request) - cut], client="ci"))
+    assert "s3cret" not in refusal.content + refusal.reason
+    assert "why" in refusal.content
 
 
 # What a dead consumer left

@@ -75,6 +75,32 @@ LISTS = {
         Form.JSON,
         json.dumps({"at": {"pools": []}, "pools": [A, {"pool_id": B, "project_id": THERE}, C]}),
     ),
+    "an intake's request": (
+        Form.JSON,
+        json.dumps(
+            {
+                "targets": [
+                    {"project_id": HERE, "pools": [A, {"id": C, "project_id": HERE}]},
+                    {"pools": [f"{THERE}/{B}", A], "project_id": THERE},
+                ],
+                "reason": "spring",
+            }
+        ).replace(f', "{A}"]', "]"),
+    ),
+    "an intake's request over lines": (
+        Form.JSON,
+        json.dumps(
+            {
+                "reason": "spring",
+                "targets": [
+                    {"pools": [B], "project_id": THERE},
+                    {"project_id": None, "pools": [A]},
+                    {"jobs": [C]},
+                ],
+            },
+            indent=1,
+        ),
+    ),
     "JSON Lines": (Form.JSON, f'"{A}"\n{{"pool_name": "{B}", "project_id": "{THERE}"}}\n\n"{C}"\n'),
     "JSON from a Windows editor": (
         Form.JSON,
@@ -176,6 +202,44 @@ FAULTS = {
         f'"{A}"\n{{"id": \n"{B}"\n7\n{{"id": "x"}}\n',
         {2: "not JSON", 4: "a text", 5: "'x'"},
     ),
+    "an entry that is not in its object's project": (
+        Form.JSON,
+        (
+            f'{{"pools": ["{A}",\n"{HERE}/{B}",\n{{"id": "{C}", "project_id": "{HERE}"}}],\n'
+            f'"project_id": "{THERE}"}}'
+        ),
+        {2: f"{HERE!r} is not {THERE}", 3: f"{HERE!r} is not {THERE}"},
+    ),
+    "a target that is not in its request's project": (
+        Form.JSON,
+        f'{{"project_id": "{HERE}", "targets": [\n{{"project_id": "{THERE}", "pools": ["{A}"]}}]}}',
+        {2: f"{THERE!r} is not {HERE}"},
+    ),
+    "an object in a project that is not accepted": (
+        Form.JSON,
+        f'{{"x": 1,\n"pools": ["{A}",\n"{B}"], "project_id": "elsewhere"}}',
+        {1: "'elsewhere'"},
+    ),
+    "an object whose project is no text": (
+        Form.JSON,
+        f'{{"pools": ["{A}"], "project_id": 7}}',
+        {1: "project_id is no text"},
+    ),
+    "targets that name no pools": (
+        Form.JSON,
+        f'{{"targets": [{{"pools": ["{A}"]}},\n{{"project_id": "{HERE}", "selector": {{}}}},\n7]}}',
+        {2: "no list pools", 3: "a target is needed"},
+    ),
+    "targets within targets": (
+        Form.JSON,
+        '{"targets": [' * 400 + "]}" * 400,
+        {1: "no list pools"},
+    ),
+    "a bad entry behind the lines of a list": (
+        Form.JSON,
+        f'{{"pools": [\n"{A}",\n"x"],\n"jobs": [\n"y"],\n"project_id": "{HERE}"}}\n7',
+        {3: "'x'", 5: "'y'", 7: "more follows"},
+    ),
     "an object of a plan's file": (Form.JSON, '{"plans": [{"pools": []}]}', {1: "pool_name"}),
 }
 
@@ -222,6 +286,17 @@ def test_more_pools_than_are_taken_are_refused_where_they_begin() -> None:
     raw = f"{A}\n".encode() * 1_000_001
     found = parse(raw, Form.LINES, project_of)
     assert found.faults == {1_000_001: "more than 1000000 pools are named"}
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_project_of_an_object_is_that_of_its_entries(first: bool) -> None:
+    there = {"project_id": THERE}
+    named = {"pools": [A, f"{THERE}/{B}", {"pool_name": C}]}
+    for value in (there | named if first else named | there, {"targets": [named | there]}):
+        for indent in (None, 1):
+            text = json.dumps(value, indent=indent)
+            assert form_of("", text.encode()) is Form.JSON
+            assert pools(read(text, Form.JSON)) == {THERE: [A, B, C]}
 
 
 # What `poolsweep results` writes
@@ -288,6 +363,8 @@ def test_the_three_forms_say_the_same(entries: list[tuple[str, str]]) -> None:
     expected = pools(read(lines, Form.LINES))
     assert pools(read(table.getvalue(), Form.CSV)) == expected
     assert pools(read(json.dumps(objects), Form.JSON)) == expected
+    targets = [{"pools": [pool], "project_id": project or None} for project, pool in entries]
+    assert pools(read(json.dumps({"targets": targets}), Form.JSON)) == expected
     assert pools(read("\n".join(map(json.dumps, objects)), Form.JSON)) == expected
     assert sum(map(len, expected.values())) <= len(entries)
 

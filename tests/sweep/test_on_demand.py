@@ -170,6 +170,23 @@ def test_standard_input_is_a_list_too_in_whichever_form(ann: Operator, project: 
     assert project.written() == set()
 
 
+def test_what_an_intake_takes_is_a_list_of_which_every_pool_is_in_its_project(
+    ann: Operator, project: Project, other: Project
+) -> None:
+    here, there = project.add(1), other.add(2)
+    one = {"project_id": other.project, "pools": there}
+    both = {"targets": [{"project_id": project.project, "pools": here}, one]}
+    refused = ann.run_with(
+        json.dumps(one), "delete", "--project", project.project, "--from", "-", "--yes"
+    )
+    assert (refused.code, refused.out) == (REFUSED, "")
+    assert f"project '{other.project}' is not among those of --project" in refused.err
+    ended = ann.run_with(json.dumps(both), "delete", "--from", "-", "--yes")
+    assert ended.code == 0, ended.err
+    assert "3 to delete, 0 to keep, 0 not there, in 2 projects" in ended.out
+    assert (project.there(), other.there()) == (set(), set())
+
+
 def test_a_list_with_bad_lines_is_refused_whole_before_anything_is_called(
     ann: Operator, project: Project
 ) -> None:

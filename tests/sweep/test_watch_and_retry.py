@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import threading
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from redis.asyncio import Redis
 
+from scheduler.cli.attendance import TO_BE_PLANNED, Attendance
+from scheduler.cli.execution import see_through
 from scheduler.cli.retry import as_chosen
 from scheduler.facts import Facts
 from scheduler.selection import select
 from tests.cli.conftest import Command, User, one_sentence
+from tests.conftest import until
 from tests.sweep.conftest import (
     FAILURES,
     HELD,
@@ -28,8 +35,10 @@ from worker import pause
 from worker.deletion import ABSENT
 from worker.ledger import Job, JobState, Ledger, NewJob, NewRun, RunState, Source, new_run_id
 from worker.modelarts import Pool, Precondition
+from worker.settings import Settings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.sweep.conftest import Sandbox
@@ -127,12 +136,95 @@ def test_a_run_that_waits_to_be_planned_is_waited_for(ann: Operator, project: Pr
     run = NewRun(run_id, Source.INTAKE, project.url, projects=(project.project,))
     assert ann.ask(lambda redis: Ledger(redis).queue(run))
     command = watching(ann, run_id)
+    assert command.stderr
+    assert command.stderr.readline() == f"Run {run_id} {TO_BE_PLANNED}\n"
     note = "7 deletions are more than max_deletions=5 allows"
-    assert command.poll() is None
     assert ann.ask(lambda redis: Ledger(redis).abort(run_id, note, state=RunState.BRAKED))
     ended = command.end()
     assert ended.code == HELD, ended.err
     assert note in ended.lines
+    assert TO_BE_PLANNED not in ended.err, "it is said once"
+
+
+def test_nothing_is_said_of_workers_before_a_run_is_there_for_them(
+    ann: Operator, project: Project
+) -> None:
+    nowhere = "http://127.0.0.1:9"
+    run_id = new_run_id(datetime.now(UTC))
+    run = NewRun(run_id, Source.INTAKE, nowhere, projects=(project.project,))
+    assert ann.ask(lambda redis: Ledger(redis).queue(run))
+    command = watching(ann, run_id)
+    assert command.stderr
+    assert command.stderr.readline() == f"Run {run_id} {TO_BE_PLANNED}\n"
+    assert ann.ask(lambda redis: Ledger(redis).create(run, maker="m"))
+    job = NewJob(project.project, f"gone-{0:032x}")
+    assert ann.ask(lambda redis: Ledger(redis).add(run_id, iter([job]), maker="m")) == 1
+    assert ann.ask(lambda redis: Ledger(redis).start(run_id, 1, maker="m"))
+    assert command.stderr.readline().startswith("No worker is running for this endpoint")
+    command.interrupt(group=True)
+    ended = command.end()
+    assert ended.code == 130
+    assert f"Run {run_id} waits until a worker is started" in ended.err
+    assert ann.run("cancel", run_id).code == 0
+
+
+def test_whoever_stops_watching_a_queued_run_is_told_what_it_waits_for(
+    ann: Operator, project: Project
+) -> None:
+    run_id = new_run_id(datetime.now(UTC))
+    run = NewRun(run_id, Source.INTAKE, project.url, projects=(project.project,))
+    assert ann.ask(lambda redis: Ledger(redis).queue(run))
+    command = watching(ann, run_id)
+    command.interrupt(group=True)
+    ended = command.end()
+    assert ended.code == 130
+    assert f"Interrupted. Run {run_id} {TO_BE_PLANNED}." in ended.err
+    assert "worker" not in ended.err
+    assert ann.run("cancel", run_id).code == 0
+
+
+def test_a_dry_run_deleted_nothing_and_is_told_by_the_exit_code(
+    ann: Operator, project: Project
+) -> None:
+    run_id = new_run_id(datetime.now(UTC))
+    run = NewRun(run_id, Source.INTAKE, project.url, projects=(project.project,))
+    note = "a dry run: nothing was deleted"
+    assert ann.ask(lambda redis: Ledger(redis).create(run, maker="m"))
+    assert ann.ask(
+        lambda redis: Ledger(redis).abort(run_id, note, state=RunState.PLANNED, maker="m")
+    )
+    ended = ann.run("watch", run_id)
+    assert ended.code == HELD, ended.err
+    assert note in ended.lines
+
+
+async def test_whoever_is_interrupted_when_a_run_has_ended_is_told_so(
+    redis_client: Redis, redis_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger = Ledger(redis_client)
+    run_id = new_run_id(datetime.now(UTC))
+    assert await ledger.queue(NewRun(run_id, Source.INTAKE, "http://127.0.0.1:9"))
+
+    async def ends() -> None:
+        async with Redis.from_url(redis_url, decode_responses=True) as redis:
+            assert await Ledger(redis).abort(run_id, "given up")
+
+    async def is_followed() -> bool:
+        return f"Run {run_id}: queued" in capsys.readouterr().err
+
+    with contextlib.ExitStack() as stack:
+        attendance = Attendance(Settings(), redis_client, may_start=False, stack=stack)
+        run = await ledger.run(run_id)
+        watching = asyncio.create_task(see_through(ledger, run, attendance))
+        await until(is_followed)
+        # In a thread that is waited for, so that no look comes between the end and the interrupt.
+        thread = threading.Thread(target=lambda: asyncio.run(ends()))
+        thread.start()
+        thread.join()
+        watching.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await watching
+    assert f"Interrupted, but run {run_id} has ended." in capsys.readouterr().err
 
 
 def test_an_interrupted_sweep_says_how_to_go_on(ann: Operator, project: Project) -> None:
@@ -249,6 +341,101 @@ def test_a_pool_that_was_not_there_stays_and_one_that_nothing_was_demanded_of_do
     assert found.delete != stays
     if stays:
         assert found.reason == "it was not there when the run chose it"
+
+
+BUSY = [{"type": "train", "status": "Running", "name": "job-1"}]
+SELECTED = ("--expired", "--max-percent", "100")
+
+
+def by_policy(ann: Operator, project: Project) -> tuple[str, ...]:
+    path = ann.writes({"lab": project}, expired={"brakes": {"max_percent": 100}})
+    return ("sweep", path, "--yes")
+
+
+def by_selector(_ann: Operator, project: Project) -> tuple[str, ...]:
+    return ("delete", "--project", project.project, *SELECTED, "--yes")
+
+
+def tried(ann: Operator, *command: str) -> str:
+    """The id of a run of which all jobs fail."""
+    ended = ann.run(*command)
+    assert ended.code == FAILURES, ended.out + ended.err
+    (line,) = [line for line in ended.lines if line.startswith("Look again with: ")]
+    return line.split()[-1]
+
+
+@pytest.mark.parametrize("way", [by_policy, by_selector])
+def test_a_pool_that_was_not_named_stays_if_it_has_become_busy_since(
+    ann: Operator, project: Project, way: Callable[[Operator, Project], tuple[str, ...]]
+) -> None:
+    documents = [document(tags={"expires-at": PAST}) for _ in range(2)]
+    busy, plain = (put(project, each, "doomed") for each in documents)
+    first = tried(ann, *way(ann, project))
+    again = tried(ann, "retry", first, "--yes")
+    told = ann.runs()
+    for run_id in (first, again):
+        assert (told[run_id].policy, bool(told[run_id].selector)) == (
+            ("expired", False) if way is by_policy else ("", True)
+        )
+    for each in documents:
+        put(project, each, "normal")
+    project.change(busy, workloads=BUSY)
+    # The retry of a retry is no run by name either.
+    held = ann.run("retry", again, "--yes")
+    assert held.code == HELD, held.out + held.err
+    (line,) = [line for line in held.lines if f" {busy} " in line]
+    assert " keep " in line
+    assert "it is in use by job-1" in line
+    assert project.there() == {busy}
+    assert plain in project.deletes()
+    forced = ann.run("retry", again, "--yes", "--allow-busy")
+    assert forced.code == 0, forced.out + forced.err
+    assert project.there() == set()
+
+
+def test_a_pool_that_was_named_may_be_busy_when_it_is_tried_again(
+    ann: Operator, project: Project
+) -> None:
+    given = document(tags={"expires-at": PAST})
+    pool = put(project, given, "doomed")
+    run_id = failed_run(ann, project, pool)
+    put(project, given, "normal")
+    project.change(pool, workloads=BUSY)
+    ended = ann.run("retry", run_id, "--yes", PLAN_MAX_AGE_S="0.001")
+    assert ended.code == 0, ended.out + ended.err
+    assert project.there() == set()
+
+
+def test_a_shared_pool_that_was_selected_stays_unless_it_is_said(
+    ann: Operator, project: Project
+) -> None:
+    given = document(tags={"expires-at": PAST}, shared=True)
+    pool = put(project, given, "doomed")
+    run_id = tried(ann, *by_selector(ann, project), "--allow-shared")
+    put(project, given, "normal")
+    held = ann.run("retry", run_id, "--yes")
+    assert held.code == HELD, held.out + held.err
+    assert "it is shared or public" in held.out
+    assert project.there() == {pool}
+    ended = ann.run("retry", run_id, "--yes", "--allow-shared")
+    assert ended.code == 0, ended.out + ended.err
+    assert project.there() == set()
+
+
+@pytest.mark.parametrize("way", [by_policy, by_selector])
+def test_an_old_plan_of_pools_that_were_not_named_is_refused(
+    ann: Operator, project: Project, way: Callable[[Operator, Project], tuple[str, ...]]
+) -> None:
+    put(project, document(tags={"expires-at": PAST}), "doomed")
+    run_id = tried(ann, *way(ann, project))
+    before = len(project.calls("GET"))
+    ended = ann.run("retry", run_id, "--yes", PLAN_MAX_AGE_S="0.001")
+    assert (ended.code, ended.out) == (REFUSED, "")
+    sentence = one_sentence(ended)
+    assert sentence.startswith(f"poolsweep: RUN: {run_id} was planned ")
+    assert "longer than POOLSWEEP_PLAN_MAX_AGE_S=0.001 allows; accepted: a newer run" in sentence
+    assert len(project.calls("GET")) == before
+    assert len(project.deletes()) == 1
 
 
 def test_a_run_that_has_not_ended_is_not_tried_again(ann: Operator, project: Project) -> None:
