@@ -10,15 +10,33 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
 import psutil
+from pydantic import SecretStr
 
+from scheduler.planner import Plan
+from scheduler.selection import Decision
+from scheduler.sweep import Office
 from worker import embedded_redis
+from worker.ledger import Ledger
+from worker.modelarts import Pool
+from worker.projects import Directory
+from worker.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+
+    from redis.asyncio import Redis
+
+
+SPARE = 2.2
+"""So many pools are made for each that is to be deleted: some are prepaid, protected and so on."""
+PLAIN = {"expired", "tagged"}
+"""Categories of the sandbox whose pools are deleted when that is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +113,59 @@ def process(
                 started.wait(30)
             except subprocess.TimeoutExpired:
                 started.kill()
+
+
+def worker_env(redis_url: str, cloud: Sandbox, rate_limit: float) -> dict[str, str]:
+    """The settings of a worker, as variables: the defaults, but for the rate.
+
+    Args:
+        redis_url: the Redis.
+        cloud: the sandbox.
+        rate_limit: calls a second to one project; 0: no limit.
+    """
+    return {
+        "POOLSWEEP_REDIS_URL": redis_url,
+        "POOLSWEEP_ENDPOINT": cloud.url,
+        "POOLSWEEP_TOKEN": cloud.token,
+        "POOLSWEEP_RATE_LIMIT": f"{rate_limit:g}",
+    }
+
+
+def office(redis: Redis, redis_url: str, cloud: Sandbox) -> Office:
+    """What makes runs against a sandbox.
+
+    Args:
+        redis: a connection that decodes responses.
+        redis_url: its server.
+        cloud: the sandbox.
+    """
+    settings = Settings(
+        redis_url=SecretStr(redis_url),
+        endpoint=cloud.url,
+        token=SecretStr(cloud.token),
+        rate_limit=0,
+    )
+    return Office(Directory(settings, {}), redis, Ledger(redis))
+
+
+async def deletable(cloud: Sandbox, project_id: str, count: int) -> list[Pool]:
+    """So many pools of a project that are deleted when that is asked for."""
+    async with aiohttp.ClientSession() as session:
+        async with session.get(f"{cloud.url}/_sandbox/state") as answer:
+            state = await answer.json()
+        url, headers = f"{cloud.url}/v2/{project_id}/pools", {"X-Auth-Token": cloud.token}
+        async with session.get(url, headers=headers) as answer:
+            listed = map(Pool.parse, (await answer.json(content_type=None))["items"])
+    found = [pool for pool in listed if state[pool.pool_id]["category"] in PLAIN]
+    if len(found) < count:
+        raise RuntimeError(f"the sandbox has {len(found)} pools that may go, of {count} wanted")
+    return found[:count]
+
+
+def plan_of(cloud: Sandbox, project_id: str, pools: Sequence[Pool]) -> Plan:
+    """A plan that deletes pools."""
+    decisions = [Decision(pool, True, "measured") for pool in pools]
+    return Plan(project_id, cloud.url, decisions, datetime.now(UTC), len(decisions))
 
 
 def cpu_s(process: psutil.Process, *, children: bool = True) -> float:

@@ -22,39 +22,29 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import psutil
-from pydantic import SecretStr
 from redis.asyncio import Redis
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks import naive, stage
 from scheduler.dispatch import Order, dispatch
-from scheduler.planner import Plan
-from scheduler.selection import Decision
-from scheduler.sweep import Office
-from worker.ledger import JobState, Ledger, Source
-from worker.modelarts import Pool
-from worker.projects import Directory
+from worker.ledger import JobState, Source
 from worker.reconciler import live_workers
-from worker.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+
+    from worker.modelarts import Pool
 
 
 IN_FLIGHT = 100
 POLL_S = 0.02
 READY_S = 60.0
-SPARE = 2.2
-"""So many pools are made for each that is to be deleted: some are prepaid, protected and so on."""
-PLAIN = {"expired", "tagged"}
-"""Categories of the sandbox whose pools are deleted when that is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,22 +141,13 @@ async def bare(ground: Ground) -> Measured:
 
 async def poolsweep(ground: Ground) -> Measured:
     """One worker with its defaults, but no rate limit; from the plan to the last answer."""
-    url, token = ground.cloud.url, ground.cloud.token
-    settings = Settings(
-        redis_url=SecretStr(ground.redis_url), endpoint=url, token=SecretStr(token), rate_limit=0
-    )
-    env = {
-        "POOLSWEEP_REDIS_URL": ground.redis_url,
-        "POOLSWEEP_ENDPOINT": url,
-        "POOLSWEEP_TOKEN": token,
-        "POOLSWEEP_RATE_LIMIT": "0",
-    }
-    decisions = [Decision(pool, True, "measured") for pool in ground.pools]
-    plan = Plan(ground.cloud.project_id, url, decisions, datetime.now(UTC), len(decisions))
+    cloud, url = ground.cloud, ground.cloud.url
+    plan = stage.plan_of(cloud, cloud.project_id, ground.pools)
+    env = stage.worker_env(ground.redis_url, cloud, 0)
     command = [sys.executable, "-m", "scheduler.cli", "worker"]
     async with Redis.from_url(ground.redis_url, decode_responses=True) as redis:
-        ledger = Ledger(redis)
-        office = Office(Directory(settings, {}), redis, ledger)
+        office = stage.office(redis, ground.redis_url, cloud)
+        ledger = office.ledger
         with stage.process(command, env, log=ground.logs / "poolsweep.log") as worker:
             while not await live_workers(redis, url):  # noqa: ASYNC110 - it is in Redis
                 await asyncio.sleep(POLL_S)
@@ -183,7 +164,7 @@ async def poolsweep(ground: Ground) -> Measured:
                 if lost:
                     raise RuntimeError(f"{lost} of {found.total} jobs were not done")
 
-            return await ground.measure(worker, work(), len(decisions))
+            return await ground.measure(worker, work(), len(ground.pools))
 
 
 async def prefork(ground: Ground) -> Measured:
@@ -238,28 +219,14 @@ def pools_for(contender: str, latency_ms: float, seconds: float) -> int:
 
 async def on_fresh_ground(contender: str, latency_ms: float, pools: int) -> Measured:
     """Run a contender once, against a sandbox and a Redis of its own."""
-    options = ["--pools", str(round(pools * SPARE) + 50), "--latency-ms", str(latency_ms)]
+    options = ["--pools", str(round(pools * stage.SPARE) + 50), "--latency-ms", str(latency_ms)]
     with (
         tempfile.TemporaryDirectory() as logs,
         stage.redis_server() as (redis_url, redis),
         stage.sandbox(*options, "--delete-seconds", "3600") as cloud,
     ):
-        chosen = await _deletable(cloud, pools)
+        chosen = await stage.deletable(cloud, cloud.project_id, pools)
         return await CONTENDERS[contender](Ground(redis_url, redis, cloud, chosen, Path(logs)))
-
-
-async def _deletable(cloud: stage.Sandbox, pools: int) -> list[Pool]:
-    async with aiohttp.ClientSession() as session:
-        headers = {"X-Auth-Token": cloud.token}
-        async with session.get(f"{cloud.url}/_sandbox/state") as answer:
-            state = await answer.json()
-        url = f"{cloud.url}/v2/{cloud.project_id}/pools"
-        async with session.get(url, headers=headers) as answer:
-            listed = map(Pool.parse, (await answer.json(content_type=None))["items"])
-    found = [pool for pool in listed if state[pool.pool_id]["category"] in PLAIN]
-    if len(found) < pools:
-        raise RuntimeError(f"the sandbox has {len(found)} pools that may go, of {pools} wanted")
-    return found[:pools]
 
 
 async def most_of_the_sandbox(seconds: float) -> float:

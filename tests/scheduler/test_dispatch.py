@@ -124,10 +124,10 @@ async def test_a_run_that_was_cancelled_in_the_making_is_told_as_it_is(
         return bool(await ledger.jobs("r", limit=1))
 
     await until(begun)
-    cancelled = await ledger.cancel("r")
-    run = await task
-    assert cancelled
-    assert run.cancelled_ms > 0
+    assert await ledger.cancel("r")
+    made = await task
+    run = await ledger.run("r")
+    assert (made.run_id, run.cancelled_ms > 0) == ("r", True)
     assert run.state is RunState.ABORTED or run.counts[JobState.CANCELLED] == 1_500
 
 
