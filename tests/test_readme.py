@@ -48,8 +48,11 @@ def test_a_documented_default_is_the_default(name: str) -> None:
 def test_every_command_that_is_named_exists(path: str) -> None:
     text = (ROOT / path).read_text()
     used = set(re.findall(r"(?:^|`)poolsweep ([a-z]+)", text, re.MULTILINE))
-    assert used
+    modules = set(re.findall(r"python -m ([a-z_.]+)", text))
+    assert used | modules
     assert used <= set(COMMANDS)
+    for module in modules - {"venv"}:
+        assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         if "://" not in target:
             assert ((ROOT / path).parent / target).exists(), target
