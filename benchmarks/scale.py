@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import hashlib
 import json
 import statistics
@@ -30,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import stage
+from worker.garbage import collect_seldom
 from worker.ledger import (
     Attempt,
     JobState,
@@ -149,7 +149,7 @@ def show(rows: Sequence[dict[str, float]]) -> None:
 
 def main() -> None:
     """Measure, print the table and write the JSON."""
-    gc.set_threshold(50_000, 20, 100)  # as the command and the worker do
+    collect_seldom()  # as the command and the worker do
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

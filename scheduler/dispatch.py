@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING
@@ -63,10 +63,6 @@ class Order:
     client: str = ""
     selector: str = ""
     dry_run: bool = False
-
-    def braked_by(self, brakes: Brakes) -> Order:
-        """The same order, with what stops its run midway."""
-        return replace(self, brakes=brakes)
 
     def new_run(self, run_id: str, projects: Iterable[str]) -> NewRun:
         """The run that it asks for, as it is opened in the ledger.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import signals
 
-from worker import celery_host, process
+from worker import celery_host, garbage, process
 from worker.broker import make_app
 from worker.embedded_redis import EmbeddedRedisError
 from worker.projects import Directory
@@ -49,7 +49,7 @@ def _leave_logging_alone(**_: Any) -> None:
 @signals.worker_ready.connect
 def _start(**_: Any) -> None:
     process.current().reconcile()
-    celery_host.collect_seldom()
+    garbage.settle()
     # Batches give back what they can.
     celery_host.drain_first(process.drain)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
@@ -36,17 +35,6 @@ def set_up_logs(config: Settings) -> None:
     if log.is_json(config, sys.stderr):
         # Celery prints a banner and a farewell past all logging.
         sys.__stdout__ = Path(os.devnull).open("w")  # type: ignore[misc] # noqa: SIM115
-
-
-def collect_seldom() -> None:
-    """Have Python look for garbage in circles less often than it would.
-
-    By default it looks after every 700 new objects, of which one list of pools has thousands: that
-    took a third of a worker's time. What is loaded by now lives as long as the process.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
 
 
 def drain_first(drain: Callable[[], None]) -> None:

@@ -6,7 +6,6 @@ together take most of a second: the pattern of "lazy loading" in Click's documen
 
 from __future__ import annotations
 
-import gc
 import os
 import pkgutil
 import signal
@@ -18,6 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_group
 
 from scheduler.cli.outcome import EXIT_INTERRUPTED, EXIT_PIPE, EXIT_USAGE
+from worker.garbage import collect_seldom
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -107,9 +107,7 @@ def _heed_interrupts() -> None:
 
 def run() -> NoReturn:
     """Run the command line and exit."""
-    # By default Python looks for garbage after every 700 new objects, of which one list of pools
-    # has thousands: that took half the time of a plan.
-    gc.set_threshold(50_000, 20, 100)
+    collect_seldom()
     try:
         try:
             code = _invoke()

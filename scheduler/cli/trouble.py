@@ -11,7 +11,7 @@ from scheduler.cli.outcome import EXIT_UNREACHABLE, EXIT_USAGE
 from scheduler.plan_file import PlanFileError
 from worker.embedded_redis import EmbeddedRedisError
 from worker.ledger import RunNotFoundError
-from worker.modelarts import ApiError, AuthError, VerdictKind
+from worker.modelarts import ApiError, AuthError
 from worker.settings import SettingsError
 from worker.yaml_source import YamlError
 
@@ -51,9 +51,7 @@ def code_of(error: Exception) -> int:
     match error:
         case UnreachableError() | RedisError():
             return EXIT_UNREACHABLE
-        case ApiError() if error.verdict.kind is VerdictKind.RETRY:
-            return EXIT_UNREACHABLE
-        case AuthError() if error.temporary:
+        case ApiError() | AuthError() if error.temporary:
             return EXIT_UNREACHABLE
         case _:
             return EXIT_USAGE

@@ -9,7 +9,7 @@ from celery import signals
 
 from scheduler.intake import process
 from scheduler.intake.broker import make_app
-from worker import celery_host
+from worker import celery_host, garbage
 from worker import process as redis_member
 from worker.embedded_redis import EmbeddedRedisError
 from worker.settings import SettingsError, settings
@@ -54,7 +54,7 @@ def _leave_logging_alone(**_: Any) -> None:
 @signals.worker_ready.connect
 def _consume(**_: Any) -> None:
     process.current().broker_is_there()
-    celery_host.collect_seldom()
+    garbage.settle()
     # Nothing new is taken.
     celery_host.drain_first(process.drain)
 

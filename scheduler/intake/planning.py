@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ from scheduler.marks import Vetoes
 from scheduler.selection import matching, named
 from worker.cancellation import cancel
 from worker.ledger import HALF_MADE_S, RunNotFoundError, RunState, Source
-from worker.modelarts import ApiError, AuthError, VerdictKind
+from worker.modelarts import ApiError, AuthError
 from worker.settings import SettingsError
 
 if TYPE_CHECKING:
@@ -131,12 +132,13 @@ class Planning:
                 # One whose lease ran out while this very process was at it is let be.
                 if waiting.run_id in self._tasks:
                     continue
-                projects = _projects(waiting)
+                filed = _filed(waiting)
+                projects = [] if filed is None else filed.request.projects
                 if any(self._busy[project_id] >= MOST_OF_A_PROJECT for project_id in projects):
                     # One that is slow or paused must leave room for the others'.
                     await self._requests.retry(waiting.run_id, wait_s=BUSY_WAIT_S, trouble="")
                     continue
-                task = asyncio.create_task(self._attend(waiting, stack))
+                task = asyncio.create_task(self._attend(waiting, filed, stack))
                 self._tasks[waiting.run_id] = task
                 self._busy.update(projects)
                 task.add_done_callback(partial(self._ended, waiting.run_id, projects))
@@ -160,11 +162,13 @@ class Planning:
                     if await ledger.abort(run.run_id, reason, min_age_s=HALF_MADE_S):
                         log.error("request_lost", run_id=run.run_id)
 
-    async def _attend(self, waiting: Waiting, stack: contextlib.AsyncExitStack) -> None:
+    async def _attend(
+        self, waiting: Waiting, filed: Filed | None, stack: contextlib.AsyncExitStack
+    ) -> None:
         event = log.bind(run_id=waiting.run_id)
         keeper = asyncio.create_task(self._keep(waiting.run_id))
         try:
-            await self._bring_to_an_end(waiting, stack)
+            await self._bring_to_an_end(waiting, filed, stack)
         except RedisError as error:
             event.warning("redis_unreachable", reason=str(error))
             await self._hand_back(waiting)
@@ -190,17 +194,21 @@ class Planning:
             with contextlib.suppress(RedisError):
                 await self._requests.renew(run_id, lease_s=self._lease_s)
 
-    async def _bring_to_an_end(self, waiting: Waiting, stack: contextlib.AsyncExitStack) -> None:
+    async def _bring_to_an_end(
+        self, waiting: Waiting, filed: Filed | None, stack: contextlib.AsyncExitStack
+    ) -> None:
         """Plan a request and start its run, or end the run with the reason; or wait for later."""
         run_id = waiting.run_id
         event = log.bind(run_id=run_id)
         try:
             if waiting.tried > MOST_TRIES:
                 raise NotPlannedError(f"given up: its planning was begun {MOST_TRIES} times")
-            state = await self._plan(_filed(waiting), stack)
+            if filed is None:
+                raise NotPlannedError("its record cannot be read by this version")
+            state = await self._plan(filed, stack)
         except NotPlannedError as error:
-            if error.temporary:
-                wait_s = await self._wait_s(waiting)
+            if error.temporary and filed is not None:
+                wait_s = await self._wait_s(filed)
                 event.warning("request_not_planned_yet", reason=str(error), wait_s=round(wait_s))
                 await self._requests.retry(run_id, wait_s=wait_s, trouble=str(error))
                 return
@@ -210,9 +218,9 @@ class Planning:
             event.info("request_planned", state=str(state))
         await self._requests.done(run_id)
 
-    async def _wait_s(self, waiting: Waiting) -> float:
+    async def _wait_s(self, filed: Filed) -> float:
         """Longer the longer it waits already."""
-        age_s = await self._age_s(_filed(waiting))
+        age_s = await self._age_s(filed)
         return min(LONGEST_WAIT_S, max(SHORTEST_WAIT_S, age_s / 4))
 
     async def _age_s(self, filed: Filed) -> float:
@@ -257,10 +265,7 @@ class Planning:
                 await self._plan_target(filed.endpoint, planner, target, client, now)
                 for target in request.targets
             ]
-        except ApiError as error:
-            temporary = error.verdict.kind is VerdictKind.RETRY
-            raise NotPlannedError(str(error), temporary=temporary) from None
-        except AuthError as error:
+        except (ApiError, AuthError) as error:
             raise NotPlannedError(str(error), temporary=error.temporary) from None
         except SettingsError as error:
             raise NotPlannedError(str(error)) from None
@@ -275,7 +280,7 @@ class Planning:
         )
         made = await dispatch(
             plans,
-            order.braked_by(brakes),
+            replace(order, brakes=brakes),
             ledger=ledger,
             feed=self._feed(filed.endpoint),
             brake=brake,
@@ -318,18 +323,12 @@ class Planning:
         return self._feeds[endpoint]
 
 
-def _filed(waiting: Waiting) -> Filed:
+def _filed(waiting: Waiting) -> Filed | None:
+    """The request; None: an earlier or later version wrote what this one does not understand."""
     try:
         return Filed.parse(waiting.run_id, waiting.record)
     except ValueError:
-        raise NotPlannedError("its record cannot be read by this version") from None
-
-
-def _projects(waiting: Waiting) -> list[str]:
-    try:
-        return Filed.parse(waiting.run_id, waiting.record).request.projects
-    except ValueError:
-        return []  # to be given up
+        return None
 
 
 def _brakes(client: Client, filed: Filed) -> Brakes:

@@ -119,6 +119,11 @@ class ApiError(RuntimeError):
         self.answer = answer
         self.verdict = verdict
 
+    @property
+    def temporary(self) -> bool:
+        """Whether it may succeed later."""
+        return self.verdict.kind is VerdictKind.RETRY
+
 
 def classify(answer: Answer) -> Verdict:
     """Weigh an answer to a DELETE.
