@@ -325,9 +325,10 @@ async def test_what_the_cloud_asks_to_wait_is_waited_by_all_of_the_project_and_n
     assert [attempt.status for attempt in refused_job.attempts] == [429, 200]
     refused_ms = refused_job.attempts[0].at_ms
     calls = sorted(at_ms for pool, at_ms in cloud.deletes if pool in project.pools)
-    # At this rate no more than a slot was under way when the answer came.
-    assert sum(refused_ms + 50 < at_ms < refused_ms + 950 for at_ms in calls) == 0
-    assert sum(at_ms >= refused_ms + 950 for at_ms in calls) >= 6
+    # Only calls whose slot came before the answer may fall into the second; without the wait it
+    # would be all of them.
+    assert sum(refused_ms < at_ms < refused_ms + 950 for at_ms in calls) <= 3
+    assert sum(at_ms >= refused_ms + 950 for at_ms in calls) >= 4
 
 
 async def _has_begun(cloud: Cloud) -> bool:
