@@ -35,7 +35,8 @@ def make_client(directory: Directory, redis: Redis, endpoint: str) -> ModelArtsC
     options = ClientOptions(
         connect_timeout_s=settings.connect_timeout_s,
         total_timeout_s=settings.total_timeout_s,
-        max_connections=settings.in_flight + SPARE_CONNECTIONS,
+        # One for each job that the process can hold: no project waits for another's.
+        max_connections=settings.worker_batches * settings.batch_size + SPARE_CONNECTIONS,
         request_type=settings.request_type,
         user_id=settings.user_id,
         user_agent=f"poolsweep/{version('poolsweep')}",

@@ -128,31 +128,63 @@ def deletable(sandbox: RunningSandbox) -> list[str]:
 
 def self_signed(directory: Path) -> ssl.SSLContext:
     """TLS for 127.0.0.1 with a certificate that nobody vouches for."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(hours=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False
+    return CertificateAuthority(directory).serve_as("127.0.0.1")
+
+
+class CertificateAuthority:
+    """Vouches for servers; `file` is its own certificate, for those that trust it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.file = directory / "authority.pem"
+        self._directory = directory
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "authority")])
+        certificate = (
+            self._builder(self._name, self._key, timedelta(hours=1))
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .sign(self._key, hashes.SHA256())
         )
-        .sign(key, hashes.SHA256())
-    )
-    file = directory / "server.pem"
-    file.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
+        self.file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+
+    def serve_as(self, address: str, life: timedelta = timedelta(hours=1)) -> ssl.SSLContext:
+        """TLS with a certificate for an address.
+
+        Args:
+            address: the IP address that it is for.
+            life: until when from now; a negative one has ended.
+        """
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, address)])
+        certificate = (
+            self._builder(name, key, life)
+            .add_extension(
+                x509.SubjectAlternativeName([x509.IPAddress(ip_address(address))]), critical=False
+            )
+            .sign(self._key, hashes.SHA256())
         )
-        + certificate.public_bytes(serialization.Encoding.PEM)
-    )
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(file)
-    return context
+        file = self._directory / "server.pem"
+        file.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+            + certificate.public_bytes(serialization.Encoding.PEM)
+        )
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(file)
+        return context
+
+    def _builder(
+        self, name: x509.Name, key: ec.EllipticCurvePrivateKey, life: timedelta
+    ) -> x509.CertificateBuilder:
+        now = datetime.now(UTC)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(self._name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(days=1))
+            .not_valid_after(now + life)
+        )

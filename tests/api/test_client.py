@@ -174,7 +174,7 @@ async def test_no_more_connections_are_opened_than_configured() -> None:
     assert len(server.connections) == 4
 
 
-async def test_the_pool_of_connections_has_room_for_all_calls_in_flight(
+async def test_the_pool_of_connections_has_room_for_every_job_that_a_worker_holds(
     redis_client: Redis,
 ) -> None:
     wanted, all_there = 12 + SPARE_CONNECTIONS, asyncio.Event()
@@ -186,7 +186,9 @@ async def test_the_pool_of_connections_has_room_for_all_calls_in_flight(
         return web.json_response({})
 
     async with recording(wait_for_all) as server:
-        settings = Settings(endpoint=server.url, token=SecretStr("x"), in_flight=12)
+        settings = Settings(
+            endpoint=server.url, token=SecretStr("x"), worker_batches=3, batch_size=4
+        )
         async with make_client(Directory.of(settings), redis_client, server.url) as client:
             calls = (client.delete_pool(PROJECT, POOL) for _ in range(wanted))
             answers = await asyncio.gather(*calls)

@@ -48,6 +48,11 @@ FETCH_LOCK_S: Final = 30
 """A worker that dies while it fetches a token keeps the others waiting no longer than this."""
 REFUSAL_PAUSE_S: Final = 60.0
 """A refused user is not signed in again before: some wrong passwords lock a user out."""
+SIGNATURE_LIFE_S: Final = 900.0
+"""The cloud's gateway refuses a signature whose date is further from its own clock.
+
+Source: the cloud's API Gateway FAQ, "signature expired".
+"""
 _TOKEN_LIMIT = 8 << 20
 
 
@@ -70,12 +75,15 @@ class Authenticator(Protocol):
         """
         ...
 
-    def refused(self, project_id: str, headers: Mapping[str, str]) -> None:
+    def refused(
+        self, project_id: str, headers: Mapping[str, str], answered: datetime | None = None
+    ) -> None:
         """The API answered 401: what was sent is not to be sent again, if there can be other.
 
         Args:
             project_id: the project that the request was about.
             headers: those that it was sent with.
+            answered: when, by the API's clock; None: it does not say.
         """
         ...
 
@@ -123,9 +131,11 @@ class ProjectAuthenticator:
         """The headers of the project's own authenticator."""
         return await self._of(project_id).headers(method, endpoint, path, project_id)
 
-    def refused(self, project_id: str, headers: Mapping[str, str]) -> None:
+    def refused(
+        self, project_id: str, headers: Mapping[str, str], answered: datetime | None = None
+    ) -> None:
         """Told to the project's own authenticator."""
-        self._of(project_id).refused(project_id, headers)
+        self._of(project_id).refused(project_id, headers, answered)
 
     async def renew(self, project_id: str) -> None:
         """Done by the project's own authenticator."""
@@ -157,7 +167,9 @@ class TokenAuthenticator:
         """The token's header."""
         return {"X-Auth-Token": _header_value("token", self._token)}
 
-    def refused(self, project_id: str, headers: Mapping[str, str]) -> None:
+    def refused(
+        self, project_id: str, headers: Mapping[str, str], answered: datetime | None = None
+    ) -> None:
         """Nothing can be done: the token is the user's."""
 
     async def renew(self, project_id: str) -> None:
@@ -181,6 +193,7 @@ class AccessKeyAuthenticator:
         self._ak = credentials.ak
         self._sk = credentials.sk
         self._security_token = credentials.security_token
+        self._behind_s = 0.0
 
     async def headers(
         self, method: str, endpoint: Endpoint, path: str, project_id: str
@@ -204,23 +217,43 @@ class AccessKeyAuthenticator:
         signed: dict[str, str] = Signer(key).sign(request).header_params
         return signed
 
-    def refused(self, project_id: str, headers: Mapping[str, str]) -> None:
-        """Nothing can be done: the keys are the user's."""
+    def refused(
+        self, project_id: str, headers: Mapping[str, str], answered: datetime | None = None
+    ) -> None:
+        """Look whether the clock is to blame, by the dates of the request and of the answer."""
+        signed = datetime.strptime(headers["X-Sdk-Date"], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+        self._behind_s = (answered - signed).total_seconds() if answered else 0.0
 
     async def renew(self, project_id: str) -> None:
-        """Nothing can be done: the keys are the user's."""
+        """Nothing can be done: the keys are the user's.
+
+        Raises:
+            AuthError: the clock is to blame, which signs no request that counts.
+        """
+        if abs(self._behind_s) > SIGNATURE_LIFE_S:
+            side = "behind" if self._behind_s > 0 else "ahead of"
+            raise AuthError(
+                f"Signing in failed: this machine's clock is {abs(self._behind_s) / 60:.0f} min "
+                f"{side} the cloud's, which refuses signatures that are more than "
+                f"{SIGNATURE_LIFE_S / 60:.0f} min off: set the clock.",
+                temporary=False,
+            )
 
 
 def _header_value(what: str, secret: SecretStr) -> str:
     """A secret as it may stand in a header; white space around it came with a file or a paste."""
     text = secret.get_secret_value().strip()
-    if not text or not text.isascii() or not text.isprintable():
+    if not _fits_header(text):
         raise AuthError(
             f"Signing in failed: the {what} is not one; accepted: one line of printable ASCII "
             "characters.",
             temporary=False,
         )
     return text
+
+
+def _fits_header(text: str) -> bool:
+    return text != "" and text.isascii() and text.isprintable()
 
 
 @dataclass(frozen=True)
@@ -282,7 +315,9 @@ class IamAuthenticator:
         """The token's header."""
         return {"X-Auth-Token": (await self._token(project_id)).value}
 
-    def refused(self, project_id: str, headers: Mapping[str, str]) -> None:
+    def refused(
+        self, project_id: str, headers: Mapping[str, str], answered: datetime | None = None
+    ) -> None:
         """Forget the token, unless it was replaced while the request was under way."""
         token = self._tokens.get(project_id)
         if token is not None and token.value == headers.get("X-Auth-Token"):
@@ -338,8 +373,13 @@ class IamAuthenticator:
         return None if token.value == self._refused.get(project_id) else token
 
 
-async def fetch_token(user: IamUser, project_id: str) -> IamToken:
+async def fetch_token(user: IamUser, project_id: str, timeout_s: float = IAM_TIMEOUT_S) -> IamToken:
     """Ask the identity service for a token with the scope of a project.
+
+    Args:
+        user: who signs in.
+        project_id: the project.
+        timeout_s: seconds until the whole answer must be there.
 
     Raises:
         AuthError: the credentials are wrong, or the service does not answer as it should.
@@ -361,7 +401,7 @@ async def fetch_token(user: IamUser, project_id: str) -> IamToken:
     issued = time.time()
     try:
         async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=IAM_TIMEOUT_S)) as session,
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_s)) as session,
             session.post(url, json=request, allow_redirects=False) as response,
         ):
             value = response.headers.get("X-Subject-Token", "")
@@ -381,7 +421,7 @@ async def fetch_token(user: IamUser, project_id: str) -> IamToken:
             f"(HTTP {status}).",
             temporary=False,
         )
-    if status != 201 or not value:
+    if status != 201 or not _fits_header(value):
         raise AuthError(
             f"Signing in failed: {where} answered HTTP {status} without a token.",
             temporary=status in {408, 425, 429} or status >= 500,

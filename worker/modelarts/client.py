@@ -8,6 +8,7 @@ import ssl
 import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import aiohttp
@@ -33,12 +34,17 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from aiohttp.client_middlewares import ClientHandlerType
+    from aiohttp.client_reqrep import ConnectionKey
+    from aiohttp.connector import Connection
+    from aiohttp.tracing import Trace
 
     from worker.modelarts.auth import Authenticator
 
 SMALL_BODY: Final = 1 << 20
 LARGE_BODY: Final = 256 << 20
 PAGE: Final = 500
+MOST_PAGES: Final = 200
+"""A list that goes on after so many pages is not paged as the API says."""
 _REQUEST_ID = "X-Request-Id"
 
 
@@ -157,9 +163,13 @@ class ModelArtsClient:
         while documents:
             raw = documents.pop()  # so that its memory is there for what is made of it
             try:
-                listing.pools.append(Pool.parse(raw))
-            except UnreadablePoolError:
+                pool = Pool.parse(raw)
+                # What must not stand in a path can neither be looked at nor deleted.
+                validate_pool_name(pool.pool_id)
+            except ValueError:  # UnreadablePoolError is one
                 listing.unreadable.append(raw)
+            else:
+                listing.pools.append(pool)
         return listing
 
     async def list_documents(self, project_id: str) -> list[Any]:
@@ -233,7 +243,7 @@ class ModelArtsClient:
         what = f"listing the workloads of pool {pool_name}"
         path = _pool_path(project_id, pool_name) + "/workloads"
         found: list[Workload] = []
-        while True:
+        for _ in range(MOST_PAGES):
             query = f"?limit={PAGE}&offset={len(found)}"
             document = await self._read(what, project_id, path + query, LARGE_BODY)
             page = [Workload.model_validate(raw) for raw in _objects(document, what)]
@@ -243,6 +253,7 @@ class ModelArtsClient:
             more = len(found) < total if isinstance(total, int) else len(page) == PAGE
             if not page or not more:
                 return found
+        raise _not_understood(what, f"the list has not ended after {MOST_PAGES} pages")
 
     async def monitor(
         self, project_id: str, pool_name: str, *, window: timedelta, period: timedelta
@@ -305,7 +316,8 @@ class ModelArtsClient:
                 retry_after_s = parse_retry_after(header, datetime.now(UTC)) if header else None
             error_body = parse_error_body(raw)
             if status == 401:
-                self._authenticator.refused(project_id, signed)
+                date = _moment(response.headers.get("Date", ""))
+                self._authenticator.refused(project_id, signed, date)
         except _OversizedError:
             failure = Failure.OVERSIZED
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
@@ -329,7 +341,7 @@ class ModelArtsClient:
         if self._session is None:
             options = self._options
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=options.max_connections),
+                connector=_Connector(limit=options.max_connections),
                 timeout=aiohttp.ClientTimeout(
                     total=options.total_timeout_s, sock_connect=options.connect_timeout_s
                 ),
@@ -345,6 +357,21 @@ class _OversizedError(Exception):
 
 class _ConnectionLostError(aiohttp.ClientConnectionError):
     pass
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Pools connections, but uses none again on which something came that nobody asked for.
+
+    A server or proxy that gives up an idle connection may say so (408, 400), and that would pass
+    for the answer to the next call. aiohttp looks only whether the connection still stands.
+    """
+
+    async def _get(self, key: ConnectionKey, traces: list[Trace]) -> Connection | None:
+        while connection := await super()._get(key, traces):
+            if connection.protocol is not None and not connection.protocol.should_close:
+                return connection
+            connection.close()
+        return None
 
 
 async def _send_once(
@@ -370,7 +397,20 @@ async def _bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
         size += len(chunk)
         if size > limit:
             raise _OversizedError  # leaving the response half read closes its connection
+    # An empty body may mean success; one that was cut before its content does not. (What is read
+    # from an answer that can have no body does not count its bytes.)
+    if not size and getattr(response.content, "total_compressed_bytes", None):
+        raise aiohttp.ClientPayloadError("a compressed body that ends before its content")
     return b"".join(chunks)
+
+
+def _moment(text: str) -> datetime | None:
+    """The header Date; None if it is unreadable."""
+    try:
+        moment = parsedate_to_datetime(text)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _failure(error: Exception) -> tuple[Failure, str]:
