@@ -142,8 +142,12 @@ async def use(quota: float, workers: int, seconds: float) -> dict[str, float]:
 
 
 async def cut(quota: float, workers: int) -> dict[str, float]:
-    """Seconds after a halving of the quota until the rate is within 5 % of the new one."""
-    before_s, after_s, window_s = 6.0, 25.0, 4.0
+    """Seconds after a halving of the quota until ten seconds' calls are within 5 % of the new one.
+
+    And the share of the new quota that is used from ten seconds after it on, and of the calls that
+    are answered 429: from time to time more is tried, since nobody tells when the quota comes back.
+    """
+    before_s, after_s, window_s = 6.0, 45.0, 10.0
     pools = math.ceil(quota * (before_s + after_s)) + 20
     async with working(quota, workers, {0: pools}) as scene:
         await asyncio.sleep(before_s)
@@ -151,17 +155,16 @@ async def cut(quota: float, workers: int) -> dict[str, float]:
         await scene.steer(quota=quota / 2)
         await asyncio.sleep(after_s)
         calls = await scene.calls()
-    end = max(call.at for call in calls)
-    at, settled = halved, math.inf
-    while at + window_s <= end:
-        near = abs(rate(calls, at, at + window_s) / (quota / 2) - 1) <= 0.05
-        settled = min(settled, at - halved) if near else math.inf
+    at, settled, end = halved, math.inf, max(call.at for call in calls)
+    while math.isinf(settled) and at + window_s <= end:
+        if abs(rate(calls, at, at + window_s) / (quota / 2) - 1) <= 0.05:
+            settled = at - halved
         at += 0.5
     late = [call for call in calls if call.at > halved + 10]
     refused = sum(call.status == THROTTLED for call in late)
     return {
         "settled_s": settled,
-        "rate_after_10_s": rate(calls, halved + 10, end) / (quota / 2),
+        "used_after_10_s": rate(calls, halved + 10, end) / (quota / 2),
         "refused_after_10_s": refused / max(1, len(late)),
     }
 

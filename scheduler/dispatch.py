@@ -185,7 +185,7 @@ async def dispatch(
                 await ledger.abort(run_id, reason, maker=maker)
         raise
     with contextlib.suppress(RedisError):  # the workers ask for batches too
-        await feed(run_id)
+        await feed(run_id, projects=len(plans))
     return await ledger.run(run_id)
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import contextmanager
+from collections import defaultdict
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import structlog
 from redis.exceptions import RedisError
 
+from worker.breaker import Breakers, CircuitOpenError, is_well
 from worker.ledger import Attempt, JobState, Move
+from worker.limiter import PATIENCE_S, LongWaitError
 from worker.modelarts import (
     ApiError,
     AuthError,
@@ -25,8 +28,9 @@ from worker.modelarts import (
 from worker.retry import GiveUp, RetryPolicy, backoff_s, decide
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
+    from worker.breaker import Admission
     from worker.inventory import Inventory
     from worker.ledger import Job
     from worker.limiter import Limiter
@@ -128,7 +132,9 @@ class Deleter:
         recorder: where moves go.
         pause: the kill switch.
         policy: when to give up.
-        in_flight: bounds the DELETE calls under way at once in this process.
+        in_flight: how many jobs of one project have a call under way, or are next in line, at
+            once in this process. Each project has its own bound, so that one whose calls take long
+            leaves the others theirs.
         inline_wait_s: backoffs up to this many seconds are waited here; longer ones are the
             ledger's.
         blocked_wait_s: seconds until a pool that waits for its sub-pools is looked at again.
@@ -145,7 +151,7 @@ class Deleter:
         recorder: Recorder,
         pause: PauseWatch,
         policy: RetryPolicy,
-        in_flight: asyncio.Semaphore,
+        in_flight: int,
         inline_wait_s: float,
         blocked_wait_s: float,
         verify_deadline_s: float,
@@ -157,7 +163,8 @@ class Deleter:
         self._recorder = recorder
         self._pause = pause
         self._policy = policy
-        self._in_flight = in_flight
+        self._breakers = Breakers()
+        self._lanes = defaultdict[str, _Lane](lambda: _Lane(asyncio.Semaphore(in_flight)))
         self._inline_wait_s = inline_wait_s
         self._blocked_wait_s = blocked_wait_s
         self._verify_deadline_s = verify_deadline_s
@@ -188,6 +195,21 @@ class Deleter:
             await task.retry(_mark(name), f"internal error: {name}", None, inline=False)
 
 
+@dataclass(slots=True)
+class _Lane:
+    """The calls of one project in this process.
+
+    Attributes:
+        places: for those under way and next in line.
+        line: how many jobs have a place or wait for one.
+        failure: the last read that failed; one list fails for all that want it.
+    """
+
+    places: asyncio.Semaphore
+    line: int = 0
+    failure: ApiError | None = None
+
+
 class _Task:
     def __init__(self, deleter: Deleter, job: Job, lease: Lease, alone: bool) -> None:
         self._deleter = deleter
@@ -211,15 +233,21 @@ class _Task:
         while True:
             try:
                 self._heed_pause()
-                end = await self._until_ready()
+                async with self._place() as admission:
+                    end = await self._until_ready()
+                    if end is None:
+                        answer = await self._call(admission)
                 if end is not None:
                     return await self._end_or_wait(*end)
-                answer = await self._call()
                 attempt, verdict = _attempt(answer), classify(answer)
             except _PausedError as error:
-                return await self._move(
-                    JobState.PENDING, str(error), wait_ms=round(PAUSED_WAIT_S * 1000)
-                )
+                return await self._wait(str(error), PAUSED_WAIT_S)
+            except CircuitOpenError as error:
+                return await self._wait(str(error), max(error.wait_s, PAUSED_WAIT_S))
+            except LongWaitError as error:
+                # Back before its turn could come, so that no slot is missed for want of a job.
+                wait_s = min(error.wait_s, PATIENCE_S) / 2
+                return await self._wait(f"waits: {error}", wait_s)
             except ApiError as error:
                 # Not a DELETE: the read before it failed, and nothing is deleted on doubt.
                 attempt, verdict = _attempt(error.answer), _of_a_read(error.verdict)
@@ -227,6 +255,35 @@ class _Task:
                 attempt, verdict = _mark("sign_in_failed"), _of_a_sign_in(error)
             if not await self._handle(attempt, verdict):
                 return None
+
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[Admission]:
+        """A place among the project's calls.
+
+        Raises:
+            LongWaitError: the line is so long that waiting in it would only keep out others.
+            CircuitOpenError: the cloud fails at present.
+        """
+        deleter, project_id = self._deleter, self._job.project_id
+        lane = deleter._lanes[project_id]
+        if (wait_s := deleter._limiter.wait_s(project_id, lane.line)) > PATIENCE_S:
+            raise LongWaitError(wait_s)
+        lane.line += 1
+        try:
+            async with lane.places:
+                with deleter._breakers.admit(project_id) as admission:
+                    try:
+                        yield admission
+                    except ApiError as error:
+                        if error is not lane.failure:
+                            lane.failure = error
+                            admission.report(ok=is_well(error.answer))
+                        raise
+        finally:
+            lane.line -= 1
+
+    async def _wait(self, reason: str, seconds: float) -> None:
+        await self._move(JobState.PENDING, reason, wait_ms=round(seconds * 1000))
 
     def _heed_pause(self) -> None:
         if pause := self._deleter._pause.covers(self._job.project_id):
@@ -247,7 +304,7 @@ class _Task:
         """Wait until the call may be made now; or find how the job ends without one."""
         deleter, job = self._deleter, self._job
         if not job.fingerprint:
-            await deleter._limiter.permit(job.project_id)
+            await deleter._limiter.permit(job.project_id, patient=False)
             return None
         waited = False
         for _ in range(MOST_LOOKS):
@@ -255,7 +312,7 @@ class _Task:
             if end := judge(job, sight.pool):
                 return end
             # Having waited its turn once, a job whose sight grew old meanwhile goes to the front.
-            await deleter._limiter.permit(job.project_id, urgent=waited)
+            await deleter._limiter.permit(job.project_id, urgent=waited, patient=False)
             if end := await self._nodes_in_the_way():
                 return end
             if deleter._inventory.is_fresh(sight):
@@ -270,30 +327,32 @@ class _Task:
         deleter, job = self._deleter, self._job
         if not job.check_nodes:
             return None
-        await deleter._limiter.permit(job.project_id, urgent=True)
+        await deleter._limiter.permit(job.project_id, urgent=True, patient=False)
         try:
             nodes = await deleter._client.list_nodes(job.project_id, job.pool_name)
         except ApiError as error:
             if error.verdict.kind is not VerdictKind.ALREADY_DELETED:
                 raise
             # Only the pool's own 404 says that it is gone.
-            await deleter._limiter.permit(job.project_id, urgent=True)
+            await deleter._limiter.permit(job.project_id, urgent=True, patient=False)
             if await deleter._client.show_pool(job.project_id, job.pool_name) is not None:
                 raise
             return judge(job, None)
         why = nodes_obstacle(nodes)
         return (JobState.SKIPPED, why) if why else None
 
-    async def _call(self) -> Answer:
+    async def _call(self, admission: Admission) -> Answer:
         number = self._job.number
-        async with self._deleter._in_flight:
-            if not self._lease.holds(number):
-                raise LeaseLostError
-            self._heed_pause()
-            with self._lease.call(number):
-                return await self._deleter._client.delete_pool(
-                    self._job.project_id, self._job.pool_name
-                )
+        if not self._lease.holds(number):
+            raise LeaseLostError
+        self._heed_pause()
+        admission.check()
+        with self._lease.call(number):
+            answer = await self._deleter._client.delete_pool(
+                self._job.project_id, self._job.pool_name
+            )
+        admission.report(ok=is_well(answer))
+        return answer
 
     async def _handle(self, attempt: Attempt, verdict: Verdict) -> bool:
         """Record what an attempt came to. Returns whether to go on trying here."""
@@ -301,7 +360,11 @@ class _Task:
             return await self._settle(attempt, verdict)
         # All slow down at once, and yet the record does not depend on it.
         limiter, project_id = self._deleter._limiter, self._job.project_id
-        throttling = asyncio.create_task(limiter.throttled(project_id, verdict.retry_after_s))
+        throttling = asyncio.create_task(
+            limiter.throttled(
+                project_id, verdict.retry_after_s, sent_ago_s=attempt.duration_ms / 1000
+            )
+        )
         try:
             return await self._settle(attempt, verdict)
         finally:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from worker.deletion import Deleter
     from worker.feed import Feed
-    from worker.ledger import Job, Ledger
+    from worker.ledger import Job, Ledger, Run
     from worker.pause import PauseWatch
     from worker.recorder import Recorder
     from worker.settings import Settings
@@ -113,16 +113,16 @@ class Executor:
         try:
             # A batch that comes while this worker ends is only given back, for another to take.
             if not self._draining.is_set():
-                await self._ask_for_more(site, run_id)
+                await self._ask_for_more(site, run)
                 await self._carry_out(site, jobs, lease)
         finally:
             await self._give_back(lease)
 
-    async def _ask_for_more(self, site: Site, run_id: str) -> None:
+    async def _ask_for_more(self, site: Site, run: Run) -> None:
         try:
-            await site.feed(run_id)
+            await site.feed(run.run_id, projects=len(run.projects))
         except RedisError as error:  # the reconciler asks too
-            log.warning("batches_not_sent", run_id=run_id, reason=str(error))
+            log.warning("batches_not_sent", run_id=run.run_id, reason=str(error))
 
     async def _carry_out(self, site: Site, jobs: Sequence[Job], lease: Lease) -> None:
         projects = Counter(job.project_id for job in jobs)
@@ -173,7 +173,10 @@ class Executor:
                 continue
             lease.valid_until = asked + lease_s
             # A job that ended while the ledger was asked is not held any more either.
-            for number in lost & lease.held:
+            lost &= lease.held
+            if lost:
+                log.warning("lease_lost", run_id=lease.run_id, count=len(lost))
+            for number in lost:
                 lease.held.discard(number)
                 tasks[number].cancel()
 

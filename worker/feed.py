@@ -34,15 +34,22 @@ class Feed:
         self._send = send
         self._settings = settings
 
-    async def __call__(self, run_id: str) -> int:
-        """Send what is due. Returns how many jobs that were.
+    async def __call__(self, run_id: str, *, projects: int = 1) -> int:
+        """Send what is due.
+
+        Args:
+            run_id: the run.
+            projects: how many projects it is about: each has room for jobs of its own.
+
+        Returns:
+            How many jobs that were.
 
         Should sending fail, the jobs are taken again when their messages count as lost.
         """
         settings = self._settings
         numbers = await self._ledger.take(
             run_id,
-            window=settings.window,
+            window=settings.window(projects),
             batch_size=settings.batch_size,
             resend_s=settings.resend_s,
         )

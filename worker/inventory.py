@@ -96,6 +96,7 @@ class Inventory:
 
         Raises:
             ApiError: the cloud does not answer the question.
+            LongWaitError: it wants to be left alone for a while.
         """
         listing = self._listings.get(project_id)
         if not alone and not (listing and self.is_fresh(listing)):
@@ -104,7 +105,7 @@ class Inventory:
             return Sight(pool, listing.at)
         # A pool that a list does not show may be hidden rather than gone: only its own 404 counts.
         # A list that takes longer than it is trusted is of no use.
-        await self._limiter.permit(project_id, urgent=True)
+        await self._limiter.permit(project_id, urgent=True, patient=False)
         at = asyncio.get_running_loop().time()
         return Sight(await self._client.show_pool(project_id, pool_name), at)
 
@@ -118,7 +119,7 @@ class Inventory:
         return await asyncio.shield(reading)
 
     async def _list(self, project_id: str) -> _Listing:
-        await self._limiter.permit(project_id, urgent=True)
+        await self._limiter.permit(project_id, urgent=True, patient=False)
         at = asyncio.get_running_loop().time()
         listing = _Listing(await self._client.list_documents(project_id), at)
         self._listings[project_id] = listing

@@ -3,8 +3,12 @@
 Generic cell rate algorithm (ITU-T I.371, "virtual scheduling"), with the cell's theoretical
 arrival time in Redis and on its clock. A worker reserves a few slots ahead in one call and hands
 them to its waiting calls as they come, so that all workers together make evenly spaced calls and
-Redis is asked a few times a second, not for every call. A 429 cuts the rate for everybody, which
-then recovers by additive increase (Chiu and Jain, 1989).
+Redis is asked a few times a second, not for every call.
+
+A 429 cuts the rate for everybody by the share of calls that were refused (as DCTCP does, RFC 8257),
+so that one stray refusal costs little and a quota that shrank is found in a second or two. Where
+most is refused, the rate is halved and comes back by doubling (slow start, Jacobson 1988) up to
+what was borne before; from there it probes for more, slowly at first (CUBIC, RFC 9438).
 """
 
 from __future__ import annotations
@@ -25,18 +29,16 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-RECOVERY = 0.05
-"""Share of the limit that the rate regains in a second."""
-CUT = 0.5
-"""What a 429 leaves of the rate."""
-CUT_COOLDOWN_S = 1.0
-FLOOR = 0.02
-"""Share of the limit that the rate never falls below."""
+AIM = 0.99
+"""The share of a quota that is made use of. A cloud counts the calls of a second as they arrive,
+and none arrives exactly on time: what is left is room for that."""
+LATENESS_S = 0.01
+"""A slot may be used so much later, which is what the aim leaves room for."""
 BLOCK_S = 0.1
 """A reservation reaches no further than this: long enough to ask Redis seldom, short enough that
 a cut reaches every worker soon."""
-LEAST_LATENESS_S = 0.002
-"""An event loop is never more punctual."""
+PATIENCE_S = 60.0
+"""No slot is reserved farther ahead."""
 MAX_PAUSE_S = 600.0
 
 log = structlog.get_logger(__name__)
@@ -53,6 +55,18 @@ class Quota:
 
     rate: float
     burst: int
+
+
+class LongWaitError(Exception):
+    """No slot is free for a while.
+
+    Attributes:
+        wait_s: seconds until one is.
+    """
+
+    def __init__(self, wait_s: float) -> None:
+        super().__init__(f"no call may be made for {wait_s:.0f} s")
+        self.wait_s = wait_s
 
 
 class Limiter:
@@ -82,19 +96,34 @@ class Limiter:
         self._script = redis.register_script((files("worker") / "limiter.lua").read_text())
         self._projects: dict[str, _ProjectLimit] = {}
 
-    async def permit(self, project_id: str, *, urgent: bool = False) -> None:
+    async def permit(self, project_id: str, *, urgent: bool = False, patient: bool = True) -> None:
         """Wait for the next free slot of a project, first come, first served.
 
         Args:
             project_id: the project that the call goes to.
             urgent: go before those that are not: for a call that others wait for.
+            patient: wait however long it takes, as through a pause that the cloud asked for.
 
         Raises:
+            LongWaitError: not patient, and the next slot is more than a minute ahead.
             redis.RedisError: the limit cannot be asked for; no call may be made.
         """
         project = self._project(project_id)
         if project.quota.rate > 0:
-            await project.permit(urgent=urgent)
+            await project.permit(urgent=urgent, patient=patient)
+
+    def wait_s(self, project_id: str, ahead: int) -> float:
+        """How long a call would wait for its slot, as far as this process can tell.
+
+        Args:
+            project_id: the project that the call goes to.
+            ahead: calls of this process that go before it.
+
+        Returns:
+            Seconds; at least so long, since other processes take their share of the slots.
+        """
+        project = self._project(project_id)
+        return project.wait_s(ahead) if project.quota.rate > 0 else 0.0
 
     async def try_permit(self, project_id: str) -> float:
         """Take a slot if one is free now, without waiting for one.
@@ -114,20 +143,23 @@ class Limiter:
         if quota.rate <= 0:
             return 0.0
         key = keys.limiter(self._endpoint, project_id)
-        settings = [quota.rate, RECOVERY, quota.burst]
-        (wait_ms,) = await self._script(keys=[key], args=["try", *settings])
+        (wait_ms,) = await self._script(keys=[key], args=["try", quota.rate, quota.burst])
         return float(wait_ms) / 1000
 
-    async def throttled(self, project_id: str, retry_after_s: float | None) -> None:
+    async def throttled(
+        self, project_id: str, retry_after_s: float | None, *, sent_ago_s: float
+    ) -> None:
         """The cloud answered 429: slow down for everybody, and pause as long as it asks.
 
         Args:
             project_id: the project whose call was refused.
             retry_after_s: the answer's Retry-After in seconds, capped at ten minutes.
+            sent_ago_s: seconds since the refused call was sent. One from before the last cut says
+                nothing of the rate after it.
         """
         project = self._project(project_id)
         if project.quota.rate > 0:
-            await project.throttled(min(retry_after_s or 0, MAX_PAUSE_S))
+            await project.throttled(min(retry_after_s or 0, MAX_PAUSE_S), sent_ago_s)
 
     def _project(self, project_id: str) -> _ProjectLimit:
         if project_id not in self._projects:
@@ -136,22 +168,25 @@ class Limiter:
         return self._projects[project_id]
 
     async def _reserve(self, key: str, quota: Quota, permits: int) -> Slots:
-        settings = [quota.rate, RECOVERY, permits, quota.burst, BLOCK_S * 1000]
-        delay_ms, interval_ms, granted = await self._script(keys=[key], args=["reserve", *settings])
-        # Counted from when the answer came, so that its way back only ever delays a call.
-        now = asyncio.get_running_loop().time()
-        interval = float(interval_ms) / 1000
-        return Slots(
-            first=now + float(delay_ms) / 1000,
-            interval=interval,
-            left=int(granted),
-            lateness=max(quota.burst * interval, LEAST_LATENESS_S),
-        )
+        args = [quota.rate * AIM, quota.burst, permits, BLOCK_S * 1000, PATIENCE_S * 1000]
+        delay_ms, interval_ms, granted = await self._script(keys=[key], args=["reserve", *args])
+        return _slots(delay_ms, interval_ms, int(granted), quota.burst)
 
-    async def _throttle(self, key: str, quota: Quota, pause_s: float) -> float:
-        settings = [quota.rate, RECOVERY, CUT, CUT_COOLDOWN_S * 1000, pause_s * 1000, FLOOR]
-        (rate,) = await self._script(keys=[key], args=["throttle", *settings])
-        return float(rate)
+    async def _throttle(self, key: str, quota: Quota, pause_s: float, sent_ago_s: float) -> Slots:
+        args = [quota.rate * AIM, pause_s * 1000, sent_ago_s * 1000, AIM]
+        delay_ms, interval_ms = await self._script(keys=[key], args=["throttle", *args])
+        return _slots(delay_ms, interval_ms, 0, quota.burst)
+
+
+def _slots(delay_ms: str, interval_ms: str, left: int, burst: int) -> Slots:
+    interval = float(interval_ms) / 1000
+    return Slots(
+        # Counted from when the answer came, so that its way back only ever delays a call.
+        first=asyncio.get_running_loop().time() + float(delay_ms) / 1000,
+        interval=interval,
+        left=left,
+        lateness=LATENESS_S + (burst - 1) * interval,
+    )
 
 
 @dataclass(slots=True)
@@ -187,6 +222,14 @@ class Slots:
         self.left -= min(count, self.left)
 
 
+@dataclass(frozen=True, slots=True)
+class _Waiter:
+    """A call that waits for its slot."""
+
+    future: asyncio.Future[None]
+    patient: bool
+
+
 class _ProjectLimit:
     """Hands one project's slots to the waiting calls of this process."""
 
@@ -195,22 +238,28 @@ class _ProjectLimit:
         self._limiter = limiter
         self._project_id = project_id
         self._key = keys.limiter(limiter._endpoint, project_id)
-        self._urgent: deque[asyncio.Future[None]] = deque()
-        self._ordinary: deque[asyncio.Future[None]] = deque()
-        self._slots = Slots()
+        self._urgent: deque[_Waiter] = deque()
+        self._ordinary: deque[_Waiter] = deque()
+        self._slots = Slots(interval=1 / quota.rate if quota.rate else 0)
         self._server: asyncio.Task[None] | None = None
 
-    async def permit(self, *, urgent: bool) -> None:
+    async def permit(self, *, urgent: bool, patient: bool) -> None:
         future = asyncio.get_running_loop().create_future()
-        (self._urgent if urgent else self._ordinary).append(future)
+        (self._urgent if urgent else self._ordinary).append(_Waiter(future, patient))
         if self._server is None or self._server.done():
             self._server = asyncio.create_task(self._serve())
         await future
 
-    async def throttled(self, pause_s: float) -> None:
-        rate = await self._limiter._throttle(self._key, self.quota, pause_s)
-        self._slots = Slots()  # what was reserved belongs to the old rate
-        log.warning("throttled", project_id=self._project_id, rate=round(rate, 2), pause_s=pause_s)
+    def wait_s(self, ahead: int) -> float:
+        now, slots = asyncio.get_running_loop().time(), self._slots
+        return max(0.0, slots.first - now) + ahead * slots.interval
+
+    async def throttled(self, pause_s: float, sent_ago_s: float) -> None:
+        slots = await self._limiter._throttle(self._key, self.quota, pause_s, sent_ago_s)
+        if pause_s > 0:
+            self._slots = slots  # what was reserved lies within the pause
+        rate = round(1 / slots.interval, 2)
+        log.warning("throttled", project_id=self._project_id, rate=rate, pause_s=pause_s)
 
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
@@ -220,23 +269,38 @@ class _ProjectLimit:
                 if (slot := slots.take(loop.time())) is None:
                     wanted = len(self._urgent) + len(self._ordinary)
                     reserved = await self._limiter._reserve(self._key, self.quota, wanted)
-                    if slots is self._slots:  # else the rate was cut in the meantime
+                    if slots is self._slots:  # else a pause was asked for in the meantime
                         self._slots = reserved
+                        if not reserved.left:
+                            await self._wait_long(reserved.first - loop.time())
                     continue
                 if (delay := slot - loop.time()) > 0:
                     await asyncio.sleep(delay)
                 if slots is not self._slots:
                     continue  # taken back by a 429 in the meantime
                 if (waiting := self._next()) is not None:
-                    waiting.popleft().set_result(None)
+                    waiting.popleft().future.set_result(None)
         except Exception as error:
             while (waiting := self._next()) is not None:
-                waiting.popleft().set_exception(error)
+                waiting.popleft().future.set_exception(error)
 
-    def _next(self) -> deque[asyncio.Future[None]] | None:
+    async def _wait_long(self, wait_s: float) -> None:
+        """Send away who is not patient, and wait with the others for slots to be given again."""
+        for queue in (self._urgent, self._ordinary):
+            waiting = list(queue)
+            queue.clear()
+            for each in waiting:
+                if each.patient:
+                    queue.append(each)
+                elif not each.future.done():
+                    each.future.set_exception(LongWaitError(wait_s))
+        if self._next() is not None:
+            await asyncio.sleep(min(wait_s, PATIENCE_S / 2))
+
+    def _next(self) -> deque[_Waiter] | None:
         """The queue whose head is next, after dropping those that wait no longer."""
         for queue in (self._urgent, self._ordinary):
-            while queue and queue[0].done():
+            while queue and queue[0].future.done():
                 queue.popleft()
             if queue:
                 return queue

@@ -67,10 +67,9 @@ class WorkerProcess:
         directory = Directory.of(config)
         ledger = Ledger(self._redis, retention_days=config.retention_days)
         recorder = Recorder(ledger)
-        in_flight = asyncio.Semaphore(config.in_flight)
         self._executor = Executor(
             sites={
-                endpoint: self._site(directory, endpoint, ledger, recorder, in_flight)
+                endpoint: self._site(directory, endpoint, ledger, recorder)
                 for endpoint in directory.endpoints
             },
             ledger=ledger,
@@ -88,7 +87,6 @@ class WorkerProcess:
         endpoint: str,
         ledger: Ledger,
         recorder: Recorder,
-        in_flight: asyncio.Semaphore,
     ) -> Site:
         config = directory.settings
         client = make_client(directory, self._redis, endpoint)
@@ -122,7 +120,7 @@ class WorkerProcess:
                 base_s=config.backoff_base_s,
                 cap_s=config.backoff_cap_s,
             ),
-            in_flight=in_flight,
+            in_flight=config.in_flight,
             inline_wait_s=config.inline_wait_s,
             blocked_wait_s=config.verify_interval_s,
             verify_deadline_s=config.verify_deadline_s,

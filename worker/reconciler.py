@@ -129,7 +129,7 @@ class Reconciler:
             # Whoever cancelled it may have been stopped halfway, and nobody claims what is left.
             await self._ledger.cancel(run.run_id)
         elif not self._pause.covers_all(run.projects):
-            await self._feed(run.run_id)
+            await self._feed(run.run_id, projects=len(run.projects))
 
     async def _abort_if_left_behind(self, run: Run) -> None:
         reason = "its maker stopped before all of its jobs were there; none was executed"

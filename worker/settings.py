@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import re
+import ssl
 from pathlib import Path
-from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import platformdirs
 import redis
@@ -16,6 +18,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from worker import embedded_redis
 from worker.modelarts import AccessKey, Endpoint, IamUser, Token
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ENV_PREFIX = "POOLSWEEP_"
 LEAST_RATE = 0.01
@@ -39,6 +44,10 @@ class Settings(BaseSettings):
 
     redis_url: SecretStr | None = None
     """redis://, rediss:// or unix://; unset: an embedded server in `state_dir`."""
+    redis_ca_cert: Path | None = None
+    """PEM file of certificates that, besides the system's, may vouch for a rediss:// server."""
+    redis_client_cert: Path | None = None
+    redis_client_key: Path | None = None
     state_dir: Path = Field(default_factory=lambda: Path(platformdirs.user_state_dir("poolsweep")))
 
     endpoint: str | None = None
@@ -58,7 +67,7 @@ class Settings(BaseSettings):
     total_timeout_s: Seconds = 30
 
     in_flight: int = Field(default=100, ge=1, le=5_000)
-    """HTTP calls under way at once in one worker process."""
+    """HTTP calls to one project under way at once in one worker process."""
     batch_size: int = Field(default=100, ge=1, le=1_000)
     batch_max_s: Seconds = 300
     """After this long a batch gives its unfinished jobs back."""
@@ -114,6 +123,13 @@ class Settings(BaseSettings):
                 "what is set is not the URL of a Redis server; "
                 "accepted: redis://host:port/db, rediss://host:port/db or unix:///path"
             )
+        if any(name.startswith("ssl") for name, _ in _query(value.get_secret_value())):
+            # What they would switch off is what keeps the password from a stranger.
+            raise ValueError(
+                "what is set has options of TLS in it; accepted: a rediss:// URL without, and "
+                "POOLSWEEP_REDIS_CA_CERT, POOLSWEEP_REDIS_CLIENT_CERT and "
+                "POOLSWEEP_REDIS_CLIENT_KEY besides"
+            )
         return value
 
     @field_validator("rate_limit")
@@ -134,24 +150,100 @@ class Settings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _redis_certificates_can_be_used(self) -> Self:
+        given = {
+            f"{ENV_PREFIX}{name.upper()}": path
+            for name in ("redis_ca_cert", "redis_client_cert", "redis_client_key")
+            if (path := getattr(self, name)) is not None
+        }
+        if not given:
+            return self
+        if not self._is_redis_encrypted:
+            raise ValueError(
+                f"{', '.join(given)}: set for a Redis that is not called with TLS; accepted: only "
+                "with a rediss:// URL in POOLSWEEP_REDIS_URL"
+            )
+        if (self.redis_client_cert is None) != (self.redis_client_key is None):
+            raise ValueError(
+                "POOLSWEEP_REDIS_CLIENT_CERT, POOLSWEEP_REDIS_CLIENT_KEY: only one of them is set; "
+                "accepted: both"
+            )
+        context = ssl.create_default_context()
+        if self.redis_ca_cert is not None:
+            with _told("POOLSWEEP_REDIS_CA_CERT", self.redis_ca_cert, "certificates, PEM"):
+                context.load_verify_locations(self.redis_ca_cert)
+        if self.redis_client_cert is not None and self.redis_client_key is not None:
+            what = "a certificate chain and its key, PEM, not encrypted"
+            names = "POOLSWEEP_REDIS_CLIENT_CERT, POOLSWEEP_REDIS_CLIENT_KEY"
+            with _told(names, self.redis_client_cert, what):
+                # Without the function, a key that is encrypted would be asked for on the terminal.
+                context.load_cert_chain(
+                    self.redis_client_cert, self.redis_client_key, password=lambda: ""
+                )
+        return self
+
     @property
-    def redis_location(self) -> str:
-        """The URL of the Redis to use; may hold a password: never log it."""
+    def _is_redis_encrypted(self) -> bool:
+        return urlsplit(self._redis_address).scheme == "rediss"
+
+    @property
+    def _redis_address(self) -> str:
         if self.redis_url is not None:
             return self.redis_url.get_secret_value()
         return embedded_redis.url(self.state_dir)
 
     @property
+    def _tls_options(self) -> dict[str, str]:
+        """How the server is known and who is at its door, in the words of redis-py and kombu.
+
+        All of them are said: kombu knows every server by default.
+        """
+        if not self._is_redis_encrypted:
+            return {}
+        files = {
+            "ssl_ca_certs": self.redis_ca_cert,
+            "ssl_certfile": self.redis_client_cert,
+            "ssl_keyfile": self.redis_client_key,
+        }
+        return {
+            "ssl_cert_reqs": "required",
+            "ssl_check_hostname": "true",
+            **{name: str(path.absolute()) for name, path in files.items() if path is not None},
+        }
+
+    @property
+    def redis_location(self) -> str:
+        """The URL of the Redis to use; may hold a password: never log it."""
+        address, options = self._redis_address, self._tls_options
+        if not options:
+            return address
+        parts = urlsplit(address)
+        return parts._replace(query=urlencode([*_query(address), *options.items()])).geturl()
+
+    @property
     def broker_location(self) -> str:
-        """The same server in kombu's spelling, which names a unix socket otherwise."""
-        url = self.redis_location
-        if url.startswith("unix://"):
-            parts = urlsplit(url)
-            credentials = parts.netloc.rpartition("@")[0]
-            at = f"{credentials}@" if credentials else ""
-            query = parts.query.replace("db=", "virtual_host=")
-            return f"redis+socket://{at}{parts.path}" + (f"?{query}" if query else "")
-        return url
+        """The same server in kombu's spelling; may hold a password too.
+
+        What redis-py reads from its URL is spelt anew: kombu names a unix socket otherwise, takes
+        no password and no option from the query, and a `;` for the end of the URL.
+        """
+        address = self._redis_address
+        parts, read = urlsplit(address), _read_redis_url(address)
+        user, password = (quote(read.get(name, ""), safe="") for name in ("username", "password"))
+        at = f"{user}:{password}@" if user or password else ""
+        database = read.get("db")
+        if parts.scheme == "unix":
+            query = {} if database is None else {"virtual_host": str(database)}
+            where = f"redis+socket://{at}{quote(read['path'])}"
+        else:
+            query = self._tls_options
+            host = f"[{read['host']}]" if ":" in read["host"] else read["host"]
+            port = f":{read['port']}" if "port" in read else ""
+            where = f"{parts.scheme}://{at}{host}{port}" + (
+                "" if database is None else f"/{database}"
+            )
+        return where + (f"?{urlencode(query)}" if query else "")
 
     @property
     def api_endpoint(self) -> Endpoint:
@@ -207,25 +299,53 @@ class Settings(BaseSettings):
 
     @property
     def burst(self) -> int:
-        """Calls that may go at once after an idle time; a twentieth of the rate unless set."""
+        """Calls that may go at once after an idle time; a hundredth of the rate unless set."""
         return self.rate_burst or self.burst_of(self.rate_limit)
 
     @staticmethod
     def burst_of(rate: float) -> int:
-        """The burst that goes with a rate unless one is set: a twentieth of a second's calls."""
-        return max(1, math.ceil(rate / 20))
+        """The burst that goes with a rate unless one is set: one, and a hundredth of the rate.
 
-    @property
-    def window(self) -> int:
+        A cloud that counts the calls of a second has room for no more, the rate being used up.
+        """
+        return 1 + math.floor(rate / 100)
+
+    def window(self, projects: int) -> int:
         """Jobs of one run that may be with the broker and the workers at once.
 
         Half a minute of work at the rate limit: enough to keep the workers busy, few enough
         that a message is worked on before its job counts as lost, that a cancelled run ends
         soon, and that one large run leaves room for others.
+
+        Args:
+            projects: how many projects the run is about, 0 where nobody knows; each has its own
+                rate, and one that is slow or paused must not fill the room of the others.
         """
         if self.rate_limit == 0:
             return max(2 * self.batch_size, 5_000)
-        return max(2 * self.batch_size, min(5_000, math.ceil(30 * self.rate_limit)))
+        wanted = math.ceil(30 * self.rate_limit * max(1, projects))
+        return max(2 * self.batch_size, min(5_000, wanted))
+
+
+@contextlib.contextmanager
+def _told(names: str, path: Path, accepted: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # ssl.SSLError is one
+        raise ValueError(
+            f"{names}: {str(path)!r} cannot be used: {error.strerror or error}; accepted: "
+            f"{accepted}"
+        ) from None
+
+
+def _query(url: str) -> list[tuple[str, str]]:
+    return parse_qsl(urlsplit(url).query, keep_blank_values=True)
+
+
+def _read_redis_url(url: str) -> dict[str, Any]:
+    """What redis-py takes a URL to say."""
+    found: dict[str, Any] = redis.ConnectionPool.from_url(url).connection_kwargs
+    return found
 
 
 def _is_redis_url(text: str) -> bool:

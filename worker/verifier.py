@@ -148,7 +148,11 @@ class Verifier:
 
     async def _slow_down(self, project_id: str, error: ApiError | AuthError) -> None:
         if isinstance(error, ApiError) and error.verdict.throttled:
-            await self._limiter.throttled(project_id, error.verdict.retry_after_s)
+            await self._limiter.throttled(
+                project_id,
+                error.verdict.retry_after_s,
+                sent_ago_s=error.answer.duration_s,
+            )
 
     async def _end(self, job: Job, state: JobState, reason: str) -> None:
         move = Move(job.number, JobState.ACCEPTED, state, reason=reason)

@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 
 from tests.worker.conftest import Runs, environment, settings_for
 from worker.ledger import keys
-from worker.limiter import CUT, FLOOR, MAX_PAUSE_S, RECOVERY, Limiter, Quota, Slots
+from worker.limiter import MAX_PAUSE_S, PATIENCE_S, Limiter, LongWaitError, Quota, Slots
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -175,7 +175,7 @@ async def test_without_a_limit_redis_is_not_asked(project: str) -> None:
     nowhere = Redis.from_url("unix:///nowhere.sock")
     one = Limiter(nowhere, endpoint=ENDPOINT, rate=0, burst=1)
     await one.permit(project)
-    await one.throttled(project, 5)
+    await one.throttled(project, 5, sent_ago_s=0)
     await nowhere.aclose()
 
 
@@ -201,11 +201,11 @@ async def test_a_clock_that_is_set_back_stops_nobody(
     one = limiter(10)
     await one.permit(project)
     hour_ahead = str(await server_ms(redis) + 3_600_000)
-    for name in ("tat", "at", "cut"):
+    for name in ("tat", "at", "since"):
         await redis.hset(keys.limiter(ENDPOINT, project), name, hour_ahead)
     async with asyncio.timeout(20):
         await one.permit(project)
-    assert (await state(redis, project))["rate"] == 10
+    assert (await state(redis, project))["since"] <= await server_ms(redis)
 
 
 # Without waiting
@@ -341,57 +341,13 @@ async def test_a_try_without_redis_is_no_permit(project: str) -> None:
 # After a 429
 
 
-async def test_a_429_slows_every_process(
-    limiter: Callable[..., Limiter], redis: Redis, project: str
-) -> None:
-    one, other = limiter(40), limiter(40)
-    await other.permit(project)
-    await one.throttled(project, None)
-    assert (await state(redis, project))["rate"] == pytest.approx(40 * CUT, rel=0.2)
-    before = await server_ms(redis)
-    await asyncio.gather(*(other.permit(project) for _ in range(11)))
-    # Ten intervals at a rate that has recovered from 20 by no more than it does in a second.
-    assert await server_ms(redis) - before >= 10 / (40 * (CUT + RECOVERY)) * 1000 - 1
-
-
-async def test_many_429s_for_one_excess_cut_the_rate_once(
-    limiter: Callable[..., Limiter], redis: Redis, project: str
-) -> None:
-    one, other = limiter(100), limiter(100)
-    await asyncio.gather(*(each.throttled(project, None) for each in [one, other] * 20))
-    assert (await state(redis, project))["rate"] >= 100 * CUT
-
-
-async def test_the_rate_recovers_by_equal_steps_up_to_the_limit(
-    limiter: Callable[..., Limiter], redis: Redis, project: str
-) -> None:
-    one, key = limiter(100), keys.limiter(ENDPOINT, project)
-    await one.throttled(project, None)
-    for seconds, least in ((2, CUT + 2 * RECOVERY), (3, CUT + 5 * RECOVERY), (60, 1)):
-        at = (await state(redis, project))["at"]
-        await redis.hset(key, "at", str(at - seconds * 1000))
-        await one.permit(project)
-        rate = (await state(redis, project))["rate"]
-        assert 100 * least - 0.01 <= rate <= min(100, 100 * least + 50)
-
-
-async def test_the_rate_never_falls_to_nothing(
-    limiter: Callable[..., Limiter], redis: Redis, project: str
-) -> None:
-    one = limiter(100)
-    for _ in range(12):
-        await one.throttled(project, None)
-        await redis.hset(keys.limiter(ENDPOINT, project), "cut", "0")
-    assert (await state(redis, project))["rate"] == pytest.approx(100 * FLOOR, rel=0.5)
-
-
 async def test_what_the_cloud_asks_to_wait_every_process_waits(
     limiter: Callable[..., Limiter], redis: Redis, project: str
 ) -> None:
     one, other = limiter(100), limiter(100)
     await other.permit(project)
     before = await server_ms(redis)
-    await one.throttled(project, 0.7)
+    await one.throttled(project, 0.7, sent_ago_s=0)
     await asyncio.gather(one.permit(project), other.permit(project))
     assert await server_ms(redis) - before >= 700
 
@@ -399,7 +355,7 @@ async def test_what_the_cloud_asks_to_wait_every_process_waits(
 async def test_no_pause_is_longer_than_ten_minutes(
     limiter: Callable[..., Limiter], redis: Redis, project: str
 ) -> None:
-    await limiter(100).throttled(project, 1e9)
+    await limiter(100).throttled(project, 1e9, sent_ago_s=0)
     ahead_ms = (await state(redis, project))["tat"] - await server_ms(redis)
     assert ahead_ms <= MAX_PAUSE_S * 1000
 
@@ -408,10 +364,30 @@ async def test_one_project_throttled_slows_no_other(
     limiter: Callable[..., Limiter], redis: Redis, project: str
 ) -> None:
     one, other = limiter(50), uuid.uuid4().hex
-    await one.throttled(project, 60)
+    await one.throttled(project, 60, sent_ago_s=0)
     async with asyncio.timeout(20):
         await asyncio.gather(*(one.permit(other) for _ in range(10)))
-    assert (await state(redis, other))["rate"] == 50
+    assert one.wait_s(other, 5) == pytest.approx(5 / 50, rel=0.5)
+
+
+async def test_who_is_not_patient_is_sent_away_from_a_long_pause_and_nothing_is_reserved(
+    limiter: Callable[..., Limiter], redis: Redis, project: str
+) -> None:
+    one, other = limiter(50), limiter(50)
+    waiting = asyncio.create_task(one.permit(project, patient=False))
+    await waiting
+    await other.throttled(project, 2 * PATIENCE_S, sent_ago_s=0)
+    ahead = (await state(redis, project))["tat"]
+    patient = asyncio.create_task(one.permit(project))
+    calls = [one.permit(project, urgent=urgent, patient=False) for urgent in (True, False) * 10]
+    for result in await asyncio.gather(*calls, return_exceptions=True):
+        assert isinstance(result, LongWaitError)
+        assert PATIENCE_S < result.wait_s <= 2 * PATIENCE_S
+    assert (await state(redis, project))["tat"] == pytest.approx(ahead, abs=0.01)
+    # From then on this process knows without asking.
+    assert PATIENCE_S < one.wait_s(project, 0) <= 2 * PATIENCE_S
+    assert not patient.done()
+    patient.cancel()
 
 
 # The whole of it

@@ -290,6 +290,71 @@ async def test_a_job_is_given_up_after_its_last_attempt_and_says_why(
     assert len(cloud.deletes) == 3
 
 
+async def test_in_an_outage_the_cloud_is_left_alone_and_no_job_is_given_up(
+    cloud: Cloud, redis: Redis, server: RedisServer, workers: Workers
+) -> None:
+    project, other = cloud.project(60), cloud.project(30)
+    settings = settings_for(
+        cloud, server.url, in_flight=15, max_attempts=4, backoff_base_s=0.1, **LONG
+    )
+    runs = Runs(redis, settings)
+    outage = True
+    cloud.gateway = lambda r: (
+        refused(503, "APIG.0203", "backend unavailable")
+        if outage and r.method == "DELETE" and r.match_info["project"] == project.project_id
+        else None
+    )
+    worker = workers.start(environment(settings))
+    run_id = await runs.make(project.jobs(), verify=False)
+    other_run = await runs.make(other.jobs(), verify=False)
+
+    def failed() -> int:
+        return sum(pool in project.pools for pool, _ in cloud.deletes)
+
+    async def waiting() -> bool:
+        counts = (await runs.ledger.run(run_id)).counts
+        return bool(worker.events("circuit_opened")) and counts[JobState.PENDING] == 60
+
+    await until(waiting)
+    before = failed()
+    outage = False
+    await runs.ended(run_id)
+    assert await runs.check(run_id, cloud, project) == {JobState.ACCEPTED: 60}
+    assert await runs.check(other_run, cloud, other) == {JobState.ACCEPTED: 30}
+    assert before <= 15, "those under way when it opened, and nobody since"
+    assert [event["project_id"] for event in worker.events("circuit_closed")] == [
+        project.project_id
+    ]
+
+
+async def test_a_project_that_must_wait_long_leaves_the_workers_to_the_others(
+    cloud: Cloud, redis: Redis, server: RedisServer, workers: Workers
+) -> None:
+    project, other = cloud.project(80), cloud.project(80)
+    settings = settings_for(
+        cloud, server.url, rate_limit=40, worker_batches=1, batch_size=20, inline_wait_s=0.5
+    )
+    runs = Runs(redis, settings)
+    cloud.gateway = lambda r: (
+        refused(429, "APIG.0308", "slow down", Retry_After="500")
+        if r.match_info.get("project") == project.project_id
+        else None
+    )
+    workers.start(environment(settings))
+    both = zip(project.jobs(), other.jobs(), strict=True)
+    run_id = await runs.make([job for pair in both for job in pair], verify=False)
+
+    async def others_done() -> bool:
+        return (await runs.ledger.run(run_id)).counts[JobState.ACCEPTED] == 80
+
+    await until(others_done)
+    jobs = [job for job in await runs.jobs(run_id) if job.project_id == project.project_id]
+    assert {job.state for job in jobs} == {JobState.PENDING}
+    assert any("no call may be made for 4" in job.reason for job in jobs)
+    assert sum(name == project.project_id for name, _ in cloud.reads) == 1
+    assert not {pool for pool, _ in cloud.deletes} & set(project.pools)
+
+
 def _in_seconds() -> str:
     return "1"
 
