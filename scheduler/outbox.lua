@@ -1,11 +1,12 @@
 -- Notices on their way. All times are the server's, in ms.
--- KEYS[1]: HASH id -> JSON: notice (a JSON text), attempts, first (when the first was made)
+-- KEYS[1]: HASH id -> JSON: notice (a JSON text), channel (where it goes; before there was one, the
+--   id's beginning), attempts, first (when the first was made)
 -- KEYS[2]: ZSET the same ids, by when they are sent next, or their lease runs out
 -- KEYS[3]: ZSET ids ever posted, by when that or their end was: the memory against sending twice
 -- KEYS[4]: LIST notices given up
--- ARGV: 'post', ms that an id is remembered, id, notice -> 1, or 0 if it was posted before
+-- ARGV: 'post', ms that an id is remembered, id, notice, channel -> 1, or 0 if it was posted before
 --       'claim', ms of the lease, how many at most
---         -> for each: id, notice, attempts with this one, ms since the first
+--         -> for each: id, notice, attempts with this one, ms since the first, channel
 --       'sent', ms that an id is remembered, id -> 1
 --       'retry', ms to wait, id, attempts -> 1, or 0 if it was claimed again since
 --       'give_up', ms that an id is remembered, id, attempts, record, how many are kept
@@ -36,7 +37,7 @@ if operation == 'post' then
   local posted_at = redis.call('ZSCORE', POSTED, id)
   if posted_at and tonumber(posted_at) > NOW - ARGV[2] then return 0 end
   if redis.call('HEXISTS', NOTICES, id) == 1 then return 0 end
-  redis.call('HSET', NOTICES, id, cjson.encode({ notice = ARGV[4], attempts = 0 }))
+  redis.call('HSET', NOTICES, id, cjson.encode({ notice = ARGV[4], channel = ARGV[5], attempts = 0 }))
   redis.call('ZADD', DUE, NOW, id)
   remember(ARGV[2])
   return 1
@@ -50,7 +51,8 @@ elseif operation == 'claim' then
       entry.first = entry.first or NOW
       redis.call('HSET', NOTICES, due, cjson.encode(entry))
       redis.call('ZADD', DUE, 'XX', NOW + ARGV[2], due)
-      for _, part in ipairs({ due, entry.notice, entry.attempts, NOW - entry.first }) do
+      local channel = entry.channel or string.match(due, '^[^|]*')
+      for _, part in ipairs({ due, entry.notice, entry.attempts, NOW - entry.first, channel }) do
         claimed[#claimed + 1] = part
       end
     else

@@ -8,6 +8,7 @@ are read when a notice is sent: they are never in Redis, in a log or in an error
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import time
 from dataclasses import dataclass
@@ -86,10 +87,7 @@ class _Delivery:
     notice: Notice
     attempts: int
     elapsed_s: float
-
-    @property
-    def channel(self) -> str:
-        return self.entry_id.partition("|")[0]
+    channel: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +138,8 @@ class Outbox:
         Raises:
             RedisError: it may or may not be posted; posting it again is safe.
         """
-        entry_id = f"{channel}|{notice.notice_id}"
-        return bool(await self._call("post", _ms(MEMORY_S), entry_id, notice.record()))
+        entry_id = f"{_remembered(channel)}|{notice.notice_id}"
+        return bool(await self._call("post", _ms(MEMORY_S), entry_id, notice.record(), channel))
 
     async def announce(self, notify: Iterable[str], channels: Channels, notice: Notice) -> None:
         """Post a notice to those channels that want it.
@@ -206,10 +204,10 @@ class Outbox:
 
     async def _claim(self) -> list[_Delivery]:
         flat = await self._call("claim", _ms(self._options.lease_s), PAGE)
-        entries = [flat[start : start + 4] for start in range(0, len(flat), 4)]
+        entries = [flat[start : start + 5] for start in range(0, len(flat), 5)]
         return [
-            _Delivery(entry_id, Notice.parse(text), int(attempts), int(elapsed_ms) / 1000)
-            for entry_id, text, attempts, elapsed_ms in entries
+            _Delivery(entry_id, Notice.parse(text), int(attempts), int(elapsed_ms) / 1000, channel)
+            for entry_id, text, attempts, elapsed_ms, channel in entries
         ]
 
     def _session(self) -> aiohttp.ClientSession:
@@ -257,7 +255,8 @@ class Outbox:
         return False
 
     async def _give_up(self, delivery: _Delivery, reason: str) -> bool:
-        record = json.dumps([delivery.channel, delivery.notice.record(), delivery.attempts, reason])
+        channel = _shown(delivery.channel)
+        record = json.dumps([channel, delivery.notice.record(), delivery.attempts, reason])
         kept = self._options.undelivered_kept
         return bool(
             await self._call(
@@ -301,6 +300,13 @@ class Outbox:
 def _shown(channel: str) -> str:
     """A channel's name as it may stand in a log: what comes after a colon may hold a secret."""
     return channel.partition(":")[0]
+
+
+def _remembered(channel: str) -> str:
+    """A channel's name as it is remembered for long after it was told: what may hold a secret is a
+    digest."""
+    shown, colon, rest = channel.partition(":")
+    return shown + colon + hashlib.sha256(rest.encode()).hexdigest()[:32] if colon else channel
 
 
 def _ms(seconds: float) -> int:

@@ -34,6 +34,8 @@ def _start(**_: Any) -> None:
     """Before Celery looks for its broker: whoever asks by HTTP is told what is missing."""
     config = settings()
     celery_host.set_up_logs(config)
+    # Its lines hold the arguments of a message, and so the URL of a webhook.
+    logging.getLogger("celery.pool").setLevel(logging.INFO)
     for name in ("celery.worker.strategy", "celery.app.trace"):
         # Two lines for each message, and for each time that one whose client asks too often comes
         # round. What became of it is said once, in words of our own.

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
+from rich import markup
 from rich.table import Table
 
 from scheduler.review.records import timestamp
 from worker.ledger import JobState
 from worker.modelarts import UnreadableTagsError
+from worker.modelarts.answers import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,6 +38,14 @@ STYLES = {
 
 MOST_REASONS = 20
 """Some reasons quote a tag, so that there may be as many as pools."""
+
+
+_LONGEST_CELL = 4_000
+
+
+def escape(text: str) -> str:
+    """A text from outside as a cell takes it: on one line, without markup and escapes."""
+    return markup.escape(printable(text, _LONGEST_CELL))
 
 
 def age(created: datetime | None, now: datetime) -> str:
@@ -283,11 +292,12 @@ def schedule(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     """Each policy's next night, and its last ones with what came of them."""
     table = _stacked("policy", "night")
     for row in rows:
-        lines = [f"next  {row['next']}"]
+        lines = [escape(f"next  {row['next']}")]
         for night in row["past"]:
-            lines.append(f"{night['state']}  {night['at']}  {night['note']}".rstrip())
+            lines.append(escape(f"{night['state']}  {night['at']}  {night['note']}"))
             for run in night["runs"]:
                 counts = ", ".join(f"{n} {state}" for state, n in run.get("counts", {}).items())
-                lines.append(f"      run {run['run_id']}: {run['state']}, {counts or 'no jobs'}")
-        table.add_row(escape(row["policy"]), escape("\n".join(lines)))
+                told = f"run {run['run_id']}: {run['state']}, {counts or 'no jobs'}"
+                lines.append(f"      {escape(told)}")
+        table.add_row(escape(row["policy"]), "\n".join(lines))
     return table
