@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from worker.modelarts import Pool, UnreadablePoolError
+from worker.modelarts import UnreadablePoolError
 
 if TYPE_CHECKING:
     from worker.limiter import Limiter
+    from worker.modelarts import Pool
     from worker.modelarts.client import ModelArtsClient
+    from worker.modelarts.listing import ListedPool
 
 FEW = 3
 """Up to this many pools of a project are read one by one, rather than all by a list."""
@@ -38,23 +40,17 @@ class Sight:
 class _Listing:
     """The pools of a project at a moment; each is read only when somebody looks at it."""
 
-    def __init__(self, documents: list[Any], at: float) -> None:
+    def __init__(self, listed: list[ListedPool], at: float) -> None:
         self.at = at
-        self._unread = {name: raw for raw in documents if (name := _name_of(raw))}
+        self._unread = {each.name: each for each in listed if each.name}
         self._pools: dict[str, Pool] = {}
 
     def find(self, pool_name: str) -> Pool | None:
         """One pool; None: it is not listed, or cannot be read."""
-        if raw := self._unread.pop(pool_name, None):
+        if listed := self._unread.pop(pool_name, None):
             with contextlib.suppress(UnreadablePoolError):
-                self._pools[pool_name] = Pool.parse(raw)
+                self._pools[pool_name] = listed.read()
         return self._pools.get(pool_name)
-
-
-def _name_of(raw: Any) -> str:
-    metadata = raw.get("metadata") if isinstance(raw, dict) else None
-    name = metadata.get("name") if isinstance(metadata, dict) else None
-    return name if isinstance(name, str) else ""
 
 
 class Inventory:
@@ -121,6 +117,6 @@ class Inventory:
     async def _list(self, project_id: str) -> _Listing:
         await self._limiter.permit(project_id, urgent=True, patient=False)
         at = asyncio.get_running_loop().time()
-        listing = _Listing(await self._client.list_documents(project_id), at)
+        listing = _Listing(await self._client.list_unread(project_id), at)
         self._listings[project_id] = listing
         return listing

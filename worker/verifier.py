@@ -15,7 +15,7 @@ import structlog
 
 from worker.ledger import JobState, Move
 from worker.ledger.ledger import PAGE
-from worker.modelarts import ApiError, AuthError
+from worker.modelarts import ApiError, AuthError, UnreadablePoolError
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable, Sequence
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from worker.limiter import Limiter
     from worker.modelarts import Pool
     from worker.modelarts.client import ModelArtsClient
+    from worker.modelarts.listing import ListedPool
     from worker.recorder import Recorder
 
 READS_AT_ONCE = 16
@@ -110,19 +111,19 @@ class Verifier:
     async def _project(self, project_id: str, jobs: Sequence[tuple[Job, int]]) -> None:
         due_before_ms = await self._ledger.now_ms() - self._deadline_s * 1000
         await self._limiter.permit(project_id, urgent=True)
-        present: dict[str, Pool] | None = None
+        present: dict[str, ListedPool] | None = None
         try:
-            listing = await self._client.list_pools(project_id)
-            present = {pool.pool_id: pool for pool in listing.pools}
+            listing = await self._client.list_unread(project_id)
+            present = {listed.name: listed for listed in listing}
         except (ApiError, AuthError) as error:
             await self._slow_down(project_id, error)
             log.warning("pools_not_listed", project_id=project_id, reason=str(error))
         looks = []
         for job, since_ms in jobs:
             is_overdue = since_ms <= due_before_ms
-            if present is not None and (pool := present.get(job.pool_name)):
+            if present is not None and (listed := present.get(job.pool_name)):
                 if is_overdue:
-                    reason = overdue(pool, "", self._deadline_s)
+                    reason = overdue(_read(listed), "it cannot be read", self._deadline_s)
                     looks.append(self._end(job, JobState.FAILED, reason))
             elif present is not None or is_overdue:
                 # At the deadline a list that failed does not decide either: the pool may be gone.
@@ -158,6 +159,13 @@ class Verifier:
         move = Move(job.number, JobState.ACCEPTED, state, reason=reason)
         if await self._recorder.record(job.run_id, move):
             _log_of(job).info("job_moved", state=state, reason=reason)
+
+
+def _read(listed: ListedPool) -> Pool | None:
+    try:
+        return listed.read()
+    except UnreadablePoolError:
+        return None
 
 
 async def _all(looks: Iterable[Coroutine[Any, Any, None]]) -> None:

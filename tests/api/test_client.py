@@ -561,7 +561,7 @@ async def test_a_list_entry_without_a_name_is_set_aside() -> None:
     ):
         listing = await client.list_pools(PROJECT)
     assert [pool.pool_id for pool in listing.pools] == [POOL]
-    assert listing.unreadable == items[1:]
+    assert [each.document() for each in listing.unreadable] == items[1:]
 
 
 async def test_workloads_are_read_page_by_page() -> None:

@@ -26,11 +26,13 @@ from worker.modelarts.answers import (
     parse_retry_after,
     printable,
 )
+from worker.modelarts.listing import parse_list
 from worker.modelarts.names import Endpoint, validate_pool_name, validate_project_id
 from worker.modelarts.pool import Pool, UnreadablePoolError, parse_tags
 from worker.modelarts.schema import Node, Workload
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import timedelta
 
     from aiohttp.client_middlewares import ClientHandlerType
@@ -38,7 +40,9 @@ if TYPE_CHECKING:
     from aiohttp.connector import Connection
     from aiohttp.tracing import Trace
 
+    from worker.modelarts.answers import ErrorBody
     from worker.modelarts.auth import Authenticator
+    from worker.modelarts.listing import ListedPool
 
 SMALL_BODY: Final = 1 << 20
 LARGE_BODY: Final = 256 << 20
@@ -54,11 +58,11 @@ class PoolListing:
 
     Attributes:
         pools: those that could be read.
-        unreadable: those that name no pool, as they came.
+        unreadable: those that could not be.
     """
 
     pools: list[Pool]
-    unreadable: list[Any]
+    unreadable: list[ListedPool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,22 +162,19 @@ class ModelArtsClient:
         Source: the API document, GET /v2/{project_id}/pools.
         """
         listing = PoolListing([], [])
-        documents = await self.list_documents(project_id)
-        documents.reverse()
-        while documents:
-            raw = documents.pop()  # so that its memory is there for what is made of it
+        for listed in await self.list_unread(project_id):
             try:
-                pool = Pool.parse(raw)
+                pool = listed.read()
                 # What must not stand in a path can neither be looked at nor deleted.
                 validate_pool_name(pool.pool_id)
             except ValueError:  # UnreadablePoolError is one
-                listing.unreadable.append(raw)
+                listing.unreadable.append(listed)
             else:
                 listing.pools.append(pool)
         return listing
 
-    async def list_documents(self, project_id: str) -> list[Any]:
-        """All pools of a project as the API wrote them, for who needs to read only some.
+    async def list_unread(self, project_id: str) -> list[ListedPool]:
+        """All pools of a project, for who needs to read only some.
 
         Raises:
             ValueError, AuthError, ApiError: as with `list_pools`.
@@ -181,8 +182,8 @@ class ModelArtsClient:
         Source: the API document, GET /v2/{project_id}/pools.
         """
         path = f"/v2/{validate_project_id(project_id)}/pools"
-        document = await self._read("listing the pools", project_id, path, LARGE_BODY)
-        return _items(document, "listing the pools")
+        what = "listing the pools"
+        return _items(await self._read(what, project_id, path, LARGE_BODY, parse_list), what)
 
     async def show_pool(self, project_id: str, pool_name: str) -> Pool | None:
         """One pool; None only if the API itself says that it is not found.
@@ -280,12 +281,17 @@ class ModelArtsClient:
         return await self._read(what, project_id, path, LARGE_BODY)
 
     async def _read(
-        self, what: str, project_id: str, path: str, limit: int = SMALL_BODY
+        self,
+        what: str,
+        project_id: str,
+        path: str,
+        limit: int = SMALL_BODY,
+        parse: Callable[[bytes], ErrorBody] = parse_error_body,
     ) -> dict[str, Any]:
-        answer, document = await self._call("GET", project_id, path, limit)
+        answer, document = await self._call("GET", project_id, path, limit, parse)
         if answer.status == 401:
             await self.renew_credentials(project_id)
-            answer, document = await self._call("GET", project_id, path, limit)
+            answer, document = await self._call("GET", project_id, path, limit, parse)
         if answer.status == 200 and document is not None:
             return document
         verdict = classify(answer)
@@ -296,7 +302,12 @@ class ModelArtsClient:
         raise ApiError(what, answer, verdict)
 
     async def _call(
-        self, method: str, project_id: str, path: str, limit: int = SMALL_BODY
+        self,
+        method: str,
+        project_id: str,
+        path: str,
+        limit: int = SMALL_BODY,
+        parse: Callable[[bytes], ErrorBody] = parse_error_body,
     ) -> tuple[Answer, dict[str, Any] | None]:
         """What came back, and the object in its body, if it is one."""
         signed = await self._authenticator.headers(method, self._endpoint, path, project_id)
@@ -314,7 +325,7 @@ class ModelArtsClient:
                 request_id = response.headers.get(_REQUEST_ID, "")
                 header = response.headers.get("Retry-After")
                 retry_after_s = parse_retry_after(header, datetime.now(UTC)) if header else None
-            error_body = parse_error_body(raw)
+            error_body = parse(raw) if status == 200 else parse_error_body(raw)
             if status == 401:
                 date = _moment(response.headers.get("Date", ""))
                 self._authenticator.refused(project_id, signed, date)
