@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 FEW = 3
 """Up to this many pools of a project are read one by one, rather than all by a list."""
+
+JITTER = 0.3
+"""A list is read anew up to this share of its time earlier, so that workers do not read in step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +44,9 @@ class Sight:
 class _Listing:
     """The pools of a project at a moment; each is read only when somebody looks at it."""
 
-    def __init__(self, listed: list[ListedPool], at: float) -> None:
+    def __init__(self, listed: list[ListedPool], at: float, good_until: float) -> None:
         self.at = at
+        self.good_until = good_until
         self._unread = {each.name: each for each in listed if each.name}
         self._pools: dict[str, Pool] = {}
 
@@ -67,19 +72,17 @@ class Inventory:
         self._limiter = limiter
         self._max_age_s = max_age_s
         self._listings: dict[str, _Listing] = {}
-        self._reading: dict[str, asyncio.Task[_Listing]] = {}
+        self._reading: dict[str, asyncio.Task[None]] = {}
 
-    def is_fresh(self, sight: Sight | _Listing) -> bool:
+    def is_fresh(self, sight: Sight) -> bool:
         """Whether a sight may still be decided on."""
         return asyncio.get_running_loop().time() - sight.at <= self._max_age_s
 
     def known(self, project_id: str, pool_name: str) -> Sight | None:
         """A sight that is fresh and needs no call; None: there is none."""
-        listing = self._listings.get(project_id)
-        if listing is None or not self.is_fresh(listing):
-            return None
-        pool = listing.find(pool_name)
-        return None if pool is None else Sight(pool, listing.at)
+        listing = self._fresh_list(project_id)
+        pool = listing.find(pool_name) if listing else None
+        return Sight(pool, listing.at) if listing and pool else None
 
     async def look(self, project_id: str, pool_name: str, *, alone: bool) -> Sight:
         """A fresh sight of one pool.
@@ -94,29 +97,33 @@ class Inventory:
             ApiError: the cloud does not answer the question.
             LongWaitError: it wants to be left alone for a while.
         """
-        listing = self._listings.get(project_id)
-        if not alone and not (listing and self.is_fresh(listing)):
-            listing = await self._shared_list(project_id)
-        if listing and self.is_fresh(listing) and (pool := listing.find(pool_name)):
-            return Sight(pool, listing.at)
+        if not alone and not self._fresh_list(project_id):
+            await self._shared_list(project_id)
+        if sight := self.known(project_id, pool_name):
+            return sight
         # A pool that a list does not show may be hidden rather than gone: only its own 404 counts.
         # A list that takes longer than it is trusted is of no use.
         await self._limiter.permit(project_id, urgent=True, patient=False)
         at = asyncio.get_running_loop().time()
         return Sight(await self._client.show_pool(project_id, pool_name), at)
 
-    async def _shared_list(self, project_id: str) -> _Listing:
+    def _fresh_list(self, project_id: str) -> _Listing | None:
+        listing = self._listings.get(project_id)
+        now = asyncio.get_running_loop().time()
+        return listing if listing and now <= listing.good_until else None
+
+    async def _shared_list(self, project_id: str) -> None:
         """One call for all that want a list at the same time, whether it succeeds or fails."""
         reading = self._reading.get(project_id)
         if reading is None:
             reading = self._reading[project_id] = asyncio.create_task(self._list(project_id))
             reading.add_done_callback(lambda _: self._reading.pop(project_id))
         # A job that is cancelled must not take the others' list with it.
-        return await asyncio.shield(reading)
+        await asyncio.shield(reading)
 
-    async def _list(self, project_id: str) -> _Listing:
+    async def _list(self, project_id: str) -> None:
         await self._limiter.permit(project_id, urgent=True, patient=False)
         at = asyncio.get_running_loop().time()
-        listing = _Listing(await self._client.list_unread(project_id), at)
-        self._listings[project_id] = listing
-        return listing
+        listed = await self._client.list_unread(project_id)
+        good_until = at + self._max_age_s * random.uniform(1 - JITTER, 1)  # noqa: S311
+        self._listings[project_id] = _Listing(listed, at, good_until)

@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 
 from tests.modelarts.pool_documents import HALVES_TOO, json_values
 from worker.modelarts import Answer, Body, Failure, Verdict, VerdictKind, classify
-from worker.modelarts.answers import ErrorBody, parse_error_body, parse_retry_after, printable
+from worker.modelarts.answers import (
+    ErrorBody,
+    parse_accepted_body,
+    parse_error_body,
+    parse_retry_after,
+    printable,
+)
 
 NOT_FOUND = "ModelArts.50015001"
 EVERY_STATUS = range(100, 600)
@@ -266,6 +272,38 @@ def test_what_an_error_body_says_is_bounded_and_printable(raw: bytes) -> None:
         if text:
             assert_presentable(text)
     assert said.body is Body.OBJECT or not (said.error_code or said.error_msg or said.request_id)
+
+
+fields = st.dictionaries(
+    st.sampled_from(["error_code", "error_msg", "request_id", "kind"]), json_values(HALVES_TOO)
+)
+
+
+@patient
+@given(st.binary() | (fields | json_values(HALVES_TOO)).map(lambda each: json.dumps(each).encode()))
+@example(b"")
+@example(b"<html>")
+@example(b"[" * 100_000)
+def test_of_a_success_as_much_is_read_as_of_an_error(raw: bytes) -> None:
+    assert parse_accepted_body(raw) == parse_error_body(raw)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"error_code": "APIG.0101", "error_code": "%s"}',
+        '{"error_code": "%s", "error_msg": "no", "error_code": "APIG.0101"}',
+        '{"a": {"error_code": 1, "error_code": 2}, "error_code": "%s"}',
+    ],
+)
+def test_two_codes_in_one_object_are_no_code(text: str) -> None:
+    found = verdict(404, (text % NOT_FOUND).encode())
+    assert found.kind is VerdictKind.FAILED
+
+
+def test_the_code_of_a_detail_is_not_in_the_way() -> None:
+    raw = json.dumps({"details": [{"error_code": "x"}], "error_code": NOT_FOUND}).encode()
+    assert verdict(404, raw).kind is VerdictKind.ALREADY_DELETED
 
 
 def test_the_gateways_request_id_is_read() -> None:

@@ -14,6 +14,8 @@ from email.utils import parsedate_to_datetime
 from enum import Enum, StrEnum, auto
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 if TYPE_CHECKING:
     from datetime import datetime
 
@@ -243,8 +245,10 @@ def parse_error_body(raw: bytes) -> ErrorBody:
         return ErrorBody(Body.EMPTY)
     if text.startswith(b"<"):
         return ErrorBody(Body.HTML)
+    # Two codes in one object would be whichever the reader likes; counting is cheaper than looking.
+    hook = _unrepeated if text.count(b'"error_code"') > 1 else None
     try:
-        document = json.loads(text)
+        document = json.loads(text, object_pairs_hook=hook)
     except (ValueError, RecursionError):
         return ErrorBody(Body.OTHER)
     if not isinstance(document, dict):
@@ -255,6 +259,42 @@ def parse_error_body(raw: bytes) -> ErrorBody:
         printable(document.get("error_msg")),
         printable(document.get("request_id"), _CODE_LIMIT),
         document,
+    )
+
+
+def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        raise ValueError("a key is there twice")
+    return document
+
+
+class _Fields(msgspec.Struct):
+    error_code: Any = None
+    error_msg: Any = None
+    request_id: Any = None
+
+
+_fields = msgspec.json.Decoder(_Fields)
+_USUAL = 4_096
+
+
+def parse_accepted_body(raw: bytes) -> ErrorBody:
+    """Read the body of a success as far as it says something about an error: not the document.
+
+    Args:
+        raw: the body, whatever it is.
+    """
+    try:
+        # What is skipped is not looked at closely, so it must be short, and text.
+        fields = _fields.decode(raw.decode() if len(raw) <= _USUAL else b"")
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return parse_error_body(raw)
+    return ErrorBody(
+        Body.OBJECT,
+        _code(fields.error_code),
+        printable(fields.error_msg),
+        printable(fields.request_id, _CODE_LIMIT),
     )
 
 

@@ -22,6 +22,7 @@ from worker.modelarts.answers import (
     Verdict,
     VerdictKind,
     classify,
+    parse_accepted_body,
     parse_error_body,
     parse_retry_after,
     printable,
@@ -149,7 +150,8 @@ class ModelArtsClient:
 
         Source: the API document, DELETE /v2/{project_id}/pools/{pool_name}.
         """
-        answer, _ = await self._call("DELETE", project_id, _pool_path(project_id, pool_name))
+        path = _pool_path(project_id, pool_name)
+        answer, _ = await self._call("DELETE", project_id, path, parse=parse_accepted_body)
         return answer
 
     async def list_pools(self, project_id: str) -> PoolListing:
