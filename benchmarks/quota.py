@@ -147,7 +147,7 @@ async def cut(quota: float, workers: int) -> dict[str, float]:
     And the share of the new quota that is used from ten seconds after it on, and of the calls that
     are answered 429: from time to time more is tried, since nobody tells when the quota comes back.
     """
-    before_s, after_s, window_s = 6.0, 45.0, 10.0
+    before_s, after_s, window_s = 6.0, 30.0, 10.0
     pools = math.ceil(quota * (before_s + after_s)) + 20
     async with working(quota, workers, {0: pools}) as scene:
         await asyncio.sleep(before_s)

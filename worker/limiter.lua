@@ -6,11 +6,12 @@
 --   at                  ms of the last look
 --   since               ms since when calls have gone without a break
 --   sent, refused       calls since then
---   rate, plateau, cut  calls/s left by the last cut, calls/s that are known to be borne, and ms of
---                       that cut; absent once the limit was reached again
+--   rate, cut           calls/s left by the last cut, and ms of it
+--   plateau, top        calls/s that are known to be borne, and that were refused; like the other
+--                       two absent once the limit was reached again
 --   stray               ms of the last refusal at the limit that led to no cut
 -- ARGV: 'reserve', limit (calls/s), burst, permits, ms that a reservation reaches at most, ms ahead
---         from which on nothing is reserved
+--         from which on nothing is reserved, ms by which the caller's last slots were used late
 --       'try', limit (calls/s), burst
 --       'throttle', limit (calls/s), ms to pause, ms since the refused call was sent, aim (share of
 --         what the cloud bears that is made use of)
@@ -20,19 +21,21 @@
 
 -- A cut leaves no less than this share of the rate, nor of the limit.
 local CUT, FLOOR = 0.5, 0.02
+-- What is left of the rate by a single refusal after long: a little too much was tried.
+local EASE = 0.97
 -- A refusal speaks of a second's calls: quotas are given in calls a second.
 local SAMPLE_MS = 1000
 -- One refusal in so long, with the rate at the limit, is no more than a call that came early.
 local STRAY_MS = 60000
--- Seconds in which the rate doubles up to the plateau, and in which it would grow by the limit from
--- there: slowly at first, since each probe of a quota costs a refusal.
-local DOUBLING_S, PROBE_S = 2, 300
+-- Seconds in which the rate doubles up to the plateau; and from there the scale of CUBIC: fast away
+-- from the top, slow near it, since each probe of a quota costs a refusal.
+local DOUBLING_S, PROBE_S = 2, 200
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + time[2] / 1000
 local limit = tonumber(ARGV[2])
 local state = redis.call('HMGET', KEYS[1], 'tat', 'at', 'since', 'sent', 'refused', 'rate',
-  'plateau', 'cut', 'stray')
+  'plateau', 'cut', 'stray', 'top')
 -- When the clock was set back, what lies ahead goes back with it.
 local back = math.max(0, tonumber(state[2] or now) - now)
 local tat = tonumber(state[1] or 0) - back
@@ -42,6 +45,7 @@ local base = tonumber(state[6] or limit)
 local plateau = math.min(limit, tonumber(state[7] or limit))
 local cut = state[8] and tonumber(state[8]) - back
 local stray = tonumber(state[9] or 0) - back
+local top = math.min(limit, tonumber(state[10] or limit))
 
 local rate = limit
 if cut then
@@ -49,7 +53,8 @@ if cut then
   rate = base * 2 ^ (seconds / DOUBLING_S)
   if rate >= plateau then
     seconds = seconds - DOUBLING_S * math.log(plateau / base) / math.log(2)
-    rate = math.min(limit, plateau + limit * (seconds / PROBE_S) ^ 3)
+    local level_s = PROBE_S * (math.max(0, top - plateau) / limit) ^ (1 / 3)
+    rate = math.min(limit, top + limit * ((seconds - level_s) / PROBE_S) ^ 3)
   end
 end
 if rate >= limit then cut = nil end
@@ -79,8 +84,12 @@ if ARGV[1] == 'throttle' then
       if borne == 1 and not cut and now - stray > STRAY_MS then
         stray = now
       else
-        base = math.max(limit * FLOOR, rate * (borne < CUT and CUT or borne * ARGV[5]))
-        if borne >= CUT then plateau = base end
+        if borne < CUT then
+          base = math.max(limit * FLOOR, rate * CUT)
+        else
+          base = math.max(limit * FLOOR, rate * (borne < 1 and borne * ARGV[5] or EASE))
+          plateau, top = base, rate
+        end
         cut = resumed
         interval = 1000 / base
       end
@@ -93,7 +102,8 @@ if ARGV[1] == 'throttle' then
 else
   earned = (ARGV[3] - 1) * interval
   if tat < now - earned - SAMPLE_MS then start_anew(now) end
-  tat = math.max(tat, now - earned)
+  local put_off = ARGV[1] == 'reserve' and tonumber(ARGV[7]) or 0
+  tat = math.max(tat + put_off, now - earned)
   local permits = 0
   if ARGV[1] == 'reserve' then
     if tat - now <= tonumber(ARGV[6]) then
@@ -118,9 +128,10 @@ redis.call('HSET', KEYS[1], 'tat', string.format('%.3f', tat), 'at', string.form
   'stray', string.format('%.3f', stray))
 if cut then
   redis.call('HSET', KEYS[1], 'rate', string.format('%.6f', base),
-    'plateau', string.format('%.6f', plateau), 'cut', string.format('%.3f', cut))
+    'plateau', string.format('%.6f', plateau), 'top', string.format('%.6f', top),
+    'cut', string.format('%.3f', cut))
 elseif state[8] then
-  redis.call('HDEL', KEYS[1], 'rate', 'plateau', 'cut')
+  redis.call('HDEL', KEYS[1], 'rate', 'plateau', 'top', 'cut')
 end
 -- Forgotten when idle: by then it would be back at the limit, unless paused for longer, and would
 -- have earned its burst.

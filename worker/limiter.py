@@ -167,8 +167,15 @@ class Limiter:
             self._projects[project_id] = _ProjectLimit(self, project_id, quota)
         return self._projects[project_id]
 
-    async def _reserve(self, key: str, quota: Quota, permits: int) -> Slots:
-        args = [quota.rate * AIM, quota.burst, permits, BLOCK_S * 1000, PATIENCE_S * 1000]
+    async def _reserve(self, key: str, quota: Quota, permits: int, put_off_s: float) -> Slots:
+        args = [
+            quota.rate * AIM,
+            quota.burst,
+            permits,
+            BLOCK_S * 1000,
+            PATIENCE_S * 1000,
+            put_off_s * 1000,
+        ]
         delay_ms, interval_ms, granted = await self._script(keys=[key], args=["reserve", *args])
         return _slots(delay_ms, interval_ms, int(granted), quota.burst)
 
@@ -197,20 +204,27 @@ class Slots:
         first: when the first of those left comes, in seconds of the event loop's clock.
         interval: seconds between them.
         left: how many are left.
-        lateness: seconds after which a slot that nobody used is lost. A process that was held up
-            must not make up for it all at once: with the burst as the bound, as GCRA has it, a
-            second never sees more calls than the rate and the burst.
+        lateness: seconds after its time that a slot may still be used. Whoever is later than that
+            must not make up for it: slots that others followed are lost, and what is left of the
+            delay puts off those that come, as GCRA has it. With the burst as the bound, a second
+            never sees more calls than the rate and the burst.
+        put_off: seconds by which that has put off the slots.
     """
 
     first: float = 0
     interval: float = 1
     left: int = 0
     lateness: float = 0
+    put_off: float = 0
 
     def take(self, now: float) -> float | None:
         """Use the next slot: when to call; None if none is left."""
         if (late := now - self.lateness - self.first) > 0:
-            self._drop(math.ceil(late / self.interval))
+            lost, rest = divmod(late, self.interval)
+            self._drop(int(lost))
+            if self.left:
+                self.first += rest
+                self.put_off += rest
         if self.left <= 0:
             return None
         slot = self.first
@@ -268,7 +282,9 @@ class _ProjectLimit:
                 slots = self._slots
                 if (slot := slots.take(loop.time())) is None:
                     wanted = len(self._urgent) + len(self._ordinary)
-                    reserved = await self._limiter._reserve(self._key, self.quota, wanted)
+                    reserved = await self._limiter._reserve(
+                        self._key, self.quota, wanted, slots.put_off
+                    )
                     if slots is self._slots:  # else a pause was asked for in the meantime
                         self._slots = reserved
                         if not reserved.left:
