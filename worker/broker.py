@@ -58,6 +58,8 @@ def make_app(settings: Settings, endpoints: Sequence[str]) -> Celery:
         },
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        # Redis may refuse too, as when it is full; without this that ends the process.
+        broker_channel_error_retry=True,
         task_default_queue=queues[0],
         task_queues={name: {"routing_key": name} for name in queues},
         task_serializer="json",

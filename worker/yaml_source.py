@@ -48,6 +48,9 @@ class YamlError(ValueError):
         self.sentences = sentences
 
 
+_HALF = re.compile("[\ud800-\udfff]")
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's core schema: `no` and `on` are texts, and so are 22:00, 1e3 and 2026-01-01."""
 
@@ -59,6 +62,18 @@ class _Loader(yaml.SafeLoader):
         ]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def compose_scalar_node(self, anchor: dict[Any, Any]) -> yaml.ScalarNode:
+        node: yaml.ScalarNode = super().compose_scalar_node(anchor)
+        if _HALF.search(node.value):
+            # JSON, which is YAML, writes characters beyond U+FFFF as escapes of two halves.
+            try:
+                node.value = node.value.encode("utf-16", "surrogatepass").decode("utf-16")
+            except UnicodeDecodeError:
+                raise yaml.MarkedYAMLError(
+                    problem="half of a surrogate pair is no text", problem_mark=node.start_mark
+                ) from None
+        return node
 
 
 _Loader.add_implicit_resolver(

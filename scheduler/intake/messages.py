@@ -19,6 +19,7 @@ from scheduler.intake import openapi
 from scheduler.intake.desk import LONGEST_KEY, NotAllowedError
 from scheduler.intake.request import RequestError, Way, read_request, validate
 from scheduler.intake.requests import KeyReusedError, Rejected
+from worker.ledger import SchemaError
 from worker.modelarts.answers import printable
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ _WEBHOOK = re.compile(
     re.DOTALL,
 )
 _SHOWN = 80
+LEFT_S = 10.0
+"""Seconds after which a message is looked at again that was left to a newer version."""
 
 log = structlog.get_logger(__name__)
 
@@ -187,13 +190,15 @@ class Mailroom:
             message: the message. Taking it twice makes one run.
 
         Returns:
-            0: it may be acknowledged, and survives whatever dies. Else the seconds until its client
-            may ask again: it is to be taken again then.
+            0: it may be acknowledged, and survives whatever dies. Else the seconds after which it
+            is to be taken again: its client may ask then, or it is left to a newer version.
 
         Raises:
             RedisError: it may or may not be accepted; it is to be taken again.
         """
         try:
+            # First of all: what this version would refuse, a newer one may accept.
+            await self._requests.check_schema()
             request = message.read()
             client, key = self._client(message), message.key
             if wait_s := await self._limiter.try_permit(client.name):
@@ -203,6 +208,9 @@ class Mailroom:
             await self.refuse(message, str(error))
         except RedisError:
             raise
+        except SchemaError as error:
+            log.warning("message_left_to_newer_version", way=str(message.way), reason=str(error))
+            return LEFT_S
         except Exception:
             # Tried again it would fail again, for ever.
             log.exception("message_crashed", way=str(message.way), message_id=message.message_id)

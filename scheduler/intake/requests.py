@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, cast
 
+import structlog
+
 from scheduler.intake.request import Request, Way, validate
-from worker.ledger import keys
+from worker.ledger import SchemaError, keys, schema
 from worker.modelarts.answers import printable
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ MEMORY_S = 86_400
 MOST_REJECTED = 10_000
 LONGEST_RECORD = 4_096
 _KEYS = [keys.REQUESTS, keys.REQUESTS_DUE, keys.REQUESTS_TRIED, keys.REQUESTS_TROUBLE]
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +131,17 @@ class Requests:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self._told_of_newer = False
         source = (files("scheduler.intake") / "requests.lua").read_text()
         self._script = redis.register_script(source)
+
+    async def check_schema(self) -> None:
+        """See that this version may take requests in.
+
+        Raises:
+            SchemaError: a newer version decides here; requests are its.
+        """
+        await schema.check(self._redis)
 
     async def accept(self, filed: Filed, *, key: str | None = None) -> str:
         """Take a request in: it is planned from now on, whatever dies.
@@ -142,8 +155,10 @@ class Requests:
 
         Raises:
             KeyReusedError: the key was used for another content.
+            SchemaError: a newer version decides here; it is not accepted.
             RedisError: it may or may not be accepted; with a key, repeating it is safe.
         """
+        await self.check_schema()
         names = list(_KEYS)
         if key is not None:
             names.append(keys.idempotency(filed.client, hashlib.sha256(key.encode()).hexdigest()))
@@ -156,10 +171,19 @@ class Requests:
     async def take(self, *, lease_s: float, limit: int) -> list[Waiting]:
         """Requests that are due, leased to the caller.
 
+        None where a newer version decides: its planners take them, and understand older ones too.
+
         Args:
             lease_s: seconds after which another may take them, unless renewed.
             limit: how many at most.
         """
+        try:
+            await self.check_schema()
+        except SchemaError as error:
+            if not self._told_of_newer:
+                log.error("requests_left_to_newer_version", reason=str(error))
+            self._told_of_newer = True
+            return []
         flat = await self._call("take", round(lease_s * 1000), limit)
         return [
             Waiting(flat[start], flat[start + 1], int(flat[start + 2]))

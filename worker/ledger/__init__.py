@@ -1,6 +1,6 @@
 """Runs, jobs and attempts in Redis; the Lua scripts beside it are its only writers."""
 
-from worker.ledger.ledger import HALF_MADE_S, Ledger, RunNotFoundError
+from worker.ledger.ledger import HALF_MADE_S, Ledger
 from worker.ledger.records import (
     Attempt,
     Job,
@@ -14,6 +14,7 @@ from worker.ledger.records import (
     Source,
     new_run_id,
 )
+from worker.ledger.schema import RunNotFoundError, SchemaError
 
 __all__ = [
     "HALF_MADE_S",
@@ -28,6 +29,7 @@ __all__ = [
     "Run",
     "RunNotFoundError",
     "RunState",
+    "SchemaError",
     "Source",
     "new_run_id",
 ]

@@ -70,6 +70,10 @@ INDEX = f"{PREFIX}:{{runs}}:index"
 """ZSET: every run, by the ms of its creation."""
 
 
+SCHEMA = f"{PREFIX}:{{runs}}:schema"
+"""STRING: the newest schema that a run was opened with here; see schema.py."""
+
+
 def active(endpoint: str) -> str:
     """SET: the runs against one endpoint that are not finished."""
     return f"{PREFIX}:{{runs}}:active:{endpoint}"

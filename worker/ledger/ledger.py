@@ -11,11 +11,15 @@ from importlib.resources import files
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import structlog
+from redis.exceptions import ResponseError
+
 from worker.ledger import keys
 from worker.ledger.records import Job, JobState, Kept, Move, NewJob, NewRun, Run, RunState
+from worker.ledger.schema import REPLY, SCHEMA, RunNotFoundError, SchemaError, refuse_newer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Mapping, Sequence
 
     from redis.asyncio import Redis
 
@@ -28,6 +32,8 @@ PAGE = 1_000
 HALF_MADE_S = 600.0
 """A run that is being created for longer than this was left behind by its maker."""
 
+log = structlog.get_logger(__name__)
+
 
 def _chunks(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
     rest = iter(items)
@@ -36,20 +42,15 @@ def _chunks(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
 
 
 def _source(name: str) -> str:
-    return (SCRIPTS / "states.lua").read_text() + (SCRIPTS / f"{name}.lua").read_text()
-
-
-class RunNotFoundError(LookupError):
-    """There is no such run, or its records have aged out, or Redis lost them."""
-
-    def __init__(self, run_id: str) -> None:
-        super().__init__(
-            f"Run {run_id!r} is not in the ledger: mistyped, past its retention, or lost by Redis."
-        )
+    parts = [(SCRIPTS / f"{part}.lua").read_text() for part in ("states", name)]
+    return "".join([f"local SCHEMA = {SCHEMA}\n", *parts])
 
 
 class Ledger:
     """Runs, jobs and attempts in Redis.
+
+    Everything about one run raises a SchemaError if a newer version made that run; nothing is read
+    of it or changed then.
 
     Args:
         redis: a connection that decodes responses.
@@ -59,6 +60,8 @@ class Ledger:
     def __init__(self, redis: Redis, *, retention_days: float = 90) -> None:
         self._redis = redis
         self._retention_s = round(retention_days * 86_400)
+        self._newer: dict[str, set[str]] = {}
+        self._note_schema = redis.register_script((SCRIPTS / "schema.lua").read_text())
         self._take_over = redis.register_script((SCRIPTS / "take_over.lua").read_text())
         self._scripts = {
             name: redis.register_script(_source(name))
@@ -78,7 +81,17 @@ class Ledger:
         }
 
     async def _call(self, script: str, run_id: str, args: Iterable[Any]) -> Any:
-        return await self._scripts[script](keys=keys.of_run(run_id), args=list(args))
+        try:
+            return await self._scripts[script](keys=keys.of_run(run_id), args=list(args))
+        except ResponseError as error:
+            code, _, found = str(error).partition(" ")
+            if code == REPLY:
+                raise SchemaError.of_run(run_id, found) from None
+            raise
+
+    async def _note_schema_of_this_version(self) -> None:
+        """See that no newer version has opened a run here, and note that this one does."""
+        refuse_newer(await self._note_schema(keys=[keys.SCHEMA], args=[SCHEMA]))
 
     # Making a run
 
@@ -90,6 +103,9 @@ class Ledger:
 
         Returns:
             False if there is a run with this id already; it stays as it is.
+
+        Raises:
+            SchemaError: a newer version has opened runs here.
         """
         return await self._open(run, RunState.QUEUED, "")
 
@@ -107,10 +123,14 @@ class Ledger:
         Returns:
             False if there is a run with this id that is past its making, or was cancelled; it
             stays as it is.
+
+        Raises:
+            SchemaError: a newer version has opened runs here.
         """
         return await self._open(run, RunState.CREATING, maker)
 
     async def _open(self, run: NewRun, state: RunState, maker: str) -> bool:
+        await self._note_schema_of_this_version()
         fields = run.fields() | {"retention_s": self._retention_s}
         # The indexes come first: a run that they name and that is not there is forgotten
         # in time, one that is there and that they do not name would be lost.
@@ -200,7 +220,8 @@ class Ledger:
             run_id: the run that wants it.
 
         Returns:
-            None: the run has it; else the id of the run that has it and has not ended.
+            None: the run has it; else the id of the run that has it and has not ended, or of
+            which a newer version alone knows whether it has.
         """
         key = keys.project(endpoint, project_id)
         while True:
@@ -212,9 +233,14 @@ class Ledger:
             if holder == run_id:
                 return None
             reason = "its maker stopped before all of its jobs were there; none was executed"
-            await self.abort(holder, reason, min_age_s=HALF_MADE_S)
-            if any(not run.ended for run in await self._read_runs([holder])):
+            try:
+                await self.abort(holder, reason, min_age_s=HALF_MADE_S)
+                if not (await self.run(holder)).ended:
+                    return holder
+            except SchemaError:
                 return holder
+            except RunNotFoundError:
+                pass  # it has aged out, or was never made
             if await self._take_over(keys=[key], args=[holder, run_id]):
                 return None
 
@@ -252,7 +278,14 @@ class Ledger:
             The jobs leased; the others are elsewhere in their life.
         """
         flat = await self._call("claim", run_id, [owner, round(lease_s * 1000), *numbers])
-        return [Job.parse(run_id, int(n), text) for n, text in _chunks(flat, 2)]
+        jobs = []
+        for number, text in _chunks(flat, 2):
+            try:
+                jobs.append(Job.parse(run_id, int(number), text))
+            except (KeyError, TypeError, ValueError) as error:
+                # It stays leased, and is given up when that lease was lost often enough.
+                log.error("job_unreadable", run_id=run_id, number=int(number), reason=repr(error))
+        return jobs
 
     async def renew(
         self, run_id: str, numbers: Sequence[int], *, owner: str, lease_s: float
@@ -292,7 +325,7 @@ class Ledger:
         """One run with its counts.
 
         Raises:
-            RunNotFoundError: it is not there.
+            RunNotFoundError: it is not there, or a newer version's (SchemaError).
         """
         fields = await cast("Awaitable[dict[str, str]]", self._redis.hgetall(keys.run(run_id)))
         if "state" not in fields:
@@ -312,22 +345,38 @@ class Ledger:
         }
 
     async def runs(self, *, limit: int = 50, offset: int = 0) -> list[Run]:
-        """The runs, newest first; those whose records have aged out are left out."""
+        """The runs, newest first; those whose records have aged out are left out.
+
+        Raises:
+            SchemaError: a newer version made one of them.
+        """
         ids = await self._redis.zrevrange(keys.INDEX, offset, offset + limit - 1)
-        return await self._read_runs(cast("list[str]", ids))
+        records = await self._read_records(cast("list[str]", ids))
+        return [Run.parse(run_id, fields) for run_id, fields in records.items()]
 
     async def active(self, endpoint: str) -> list[Run]:
         """The runs against an endpoint that are not finished, oldest first.
 
-        Those that have ended are taken off the list in passing.
+        Those that have ended are taken off the list in passing; those of a newer version stay on
+        it, and are left to that.
         """
         members = cast("Awaitable[set[str]]", self._redis.smembers(keys.active(endpoint)))
         ids = sorted(await members)
-        found = await self._read_runs(ids)
-        open_runs = [run for run in found if not run.ended]
-        gone = set(ids) - {run.run_id for run in open_runs}
+        records = await self._read_records(ids)
+        open_runs = []
+        newer: dict[str, SchemaError] = {}
+        for run_id, fields in records.items():
+            try:
+                run = Run.parse(run_id, fields)
+            except SchemaError as error:
+                newer[run_id] = error
+            else:
+                if not run.ended:
+                    open_runs.append(run)
+        self._tell(endpoint, newer)
+        gone = set(ids) - {run.run_id for run in open_runs} - newer.keys()
         if gone:
-            gone -= await self._being_made(gone - {run.run_id for run in found})
+            gone -= await self._being_made(gone - records.keys())
         if gone:
             await self._redis.srem(keys.active(endpoint), *gone)
         return open_runs
@@ -338,16 +387,21 @@ class Ledger:
         recent = await self._redis.zrangebyscore(keys.INDEX, (seconds - HALF_MADE_S) * 1000, "+inf")
         return ids & set(recent)
 
-    async def _read_runs(self, ids: Sequence[str]) -> list[Run]:
+    def _tell(self, endpoint: str, newer: Mapping[str, SchemaError]) -> None:
+        """Log each run that is left to a newer version, once."""
+        for run_id in sorted(newer.keys() - self._newer.get(endpoint, set())):
+            log.error("run_of_newer_version", run_id=run_id, reason=str(newer[run_id]))
+        self._newer[endpoint] = set(newer)
+
+    async def _read_records(self, ids: Sequence[str]) -> dict[str, dict[str, str]]:
+        """The hashes of those of some runs that are there."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for run_id in ids:
                 pipe.hgetall(keys.run(run_id))
             found = await pipe.execute()
-        return [
-            Run.parse(run_id, fields)
-            for run_id, fields in zip(ids, found, strict=True)
-            if "state" in fields
-        ]
+        return {
+            run_id: fields for run_id, fields in zip(ids, found, strict=True) if "state" in fields
+        }
 
     async def jobs(
         self, run_id: str, *, outcome: JobState | None = None, offset: int = 0, limit: int = PAGE

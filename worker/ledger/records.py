@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from worker.ledger import schema
+
 if TYPE_CHECKING:
     from datetime import datetime
 
@@ -310,7 +312,14 @@ class Run:
 
     @classmethod
     def parse(cls, run_id: str, fields: dict[str, str]) -> Run:
-        """Read a run's hash."""
+        """Read a run's hash.
+
+        Raises:
+            SchemaError: a newer version wrote it.
+        """
+        written = fields.get(schema.FIELD)
+        if written is not None and schema.is_newer(written):
+            raise schema.SchemaError.of_run(run_id, written)
         return cls(
             run_id=run_id,
             source=fields["source"],

@@ -42,7 +42,7 @@ class Precondition:
         """The precondition that a pool fulfils now."""
         metadata = pool.document.metadata
         # As they came if they are no map, so that a map that becomes unreadable is a change.
-        labels, annotations = metadata.labels or {}, metadata.annotations or {}
+        labels, annotations = _or_empty(metadata.labels), _or_empty(metadata.annotations)
         if isinstance(annotations, dict):
             annotations = {key: annotations[key] for key in annotations.keys() - _ELSEWHERE}
         tags = [pool.annotations.get(TAGS_ANNOTATION), _node_tags(pool)]
@@ -79,6 +79,11 @@ def changes(precondition: Precondition, pool: Pool) -> tuple[str, ...]:
             text = str(pool.annotations.get(TAGS_ANNOTATION) or "none")
             found.append(f"tags are now {printable(text, 200)}")
     return tuple(found)
+
+
+def _or_empty(found: Any) -> Any:
+    # None only: an empty list or text where a map was is a change.
+    return {} if found is None else found
 
 
 def _node_tags(pool: Pool) -> Any:

@@ -14,5 +14,5 @@ end
 redis.call('UNLINK', JOBS, WAITING, KEPT)
 redis.call('HSETNX', RUN, 'created_ms', NOW)
 redis.call('HSET', RUN, 'state', to, 'maker', maker, 'planned_ms', NOW, 'total', 0,
-  unpack(ARGV, 3))
+  'schema', SCHEMA, unpack(ARGV, 3))
 return 1

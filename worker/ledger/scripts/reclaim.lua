@@ -2,6 +2,7 @@
 -- as an attempt, so that a job which kills its workers is given up.
 -- ARGV: how many at most, attempts allowed. Returns how many were taken back.
 local lost = redis.call('ZRANGEBYSCORE', LEASED, '-inf', NOW, 'LIMIT', 0, ARGV[1])
+local suspects = 0
 for _, n in ipairs(lost) do
   local job = read(n)
   job.attempts = job.attempts or {}
@@ -11,7 +12,11 @@ for _, n in ipairs(lost) do
     move(n, job, 'failed', NOW)
   else
     job.reason = 'the lease of worker ' .. job.owner .. ' ran out'
-    move(n, job, 'pending', NOW)
+    -- One of them may be what kills the workers: from the second time on they come back one by
+    -- one, so that it strikes none but itself.
+    local before = job.attempts[#job.attempts - 1]
+    if before and before[4] == 'lease_expired' then suspects = suspects + 1 end
+    move(n, job, 'pending', NOW + 2000 * math.max(0, suspects - 1))
   end
 end
 settle_counts()

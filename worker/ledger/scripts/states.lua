@@ -1,5 +1,7 @@
 -- The life of a job: what every script that moves jobs shares. It is put before each of them.
 -- KEYS are those of one run, in the order of keys.py, so that they lie in one cluster slot.
+-- SCHEMA, the newest that this version knows, is put before this: of a newer one's run nothing is
+-- read and nothing is changed.
 
 local RUN, JOBS, WAITING, SENT, LEASED, ACCEPTED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local OUTCOME = {
@@ -28,10 +30,13 @@ do
   local names = {
     'state', 'total', 'verify', 'cancelled_ms', 'braked_ms', 'note', 'retention_s',
     'max_failures', 'max_failure_percent', 'maker', 'created_ms', 'planned_ms',
-    'started_ms',
+    'started_ms', 'schema',
   }
   local values = redis.call('HMGET', RUN, unpack(names))
   for i, name in ipairs(names) do run[name] = values[i] end
+end
+if run.schema and (tonumber(run.schema) or math.huge) > SCHEMA then
+  return redis.error_reply('SCHEMA ' .. run.schema)
 end
 
 local counts = {}
