@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # The tests start commands by the hundred, which without byte code compile every module anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test lint check format clean
+.PHONY: demo test lint check faults format clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/installed
@@ -21,6 +21,10 @@ lint: $(VENV)/installed
 
 check: $(VENV)/installed
 	$(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist worksteal
+
+# A thousand faults on purpose, in ten minutes or so; what it prints replays an episode.
+faults: $(VENV)/installed
+	$(BIN)/pytest tests/faults/test_episodes.py -k great_many --faults 1000 --capture no
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

@@ -109,6 +109,8 @@ def _jobs_of(plan: Plan) -> Iterator[NewJob]:
             fingerprint=precondition.fingerprint,
             chosen=decision.reason,
             check_nodes=plan.nodes_later and not pool.is_logical,
+            # A logical pool's nodes are its parent's, and go on running without it.
+            nodes={} if pool.is_logical else dict(pool.nodes_by_flavor),
         )
     for pool_id in plan.absent:
         yield NewJob(

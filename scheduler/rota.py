@@ -14,19 +14,24 @@ from typing import TYPE_CHECKING
 import structlog
 from redis.exceptions import RedisError
 
-from scheduler.almanac import Almanac, Night, NightState, NotLeadingError
+from scheduler.almanac import SILENT_S, Almanac, Night, NightState, NotLeadingError
+from scheduler.metrics import NightFacts
 from scheduler.nights import due, next_night
 from scheduler.review.records import moment
 from scheduler.sweep import carry_out, night_run_id, plan_policy
 from worker.cancellation import cancel
+from worker.health import Health, answers
 from worker.leader import Leadership, process_name
 from worker.ledger import RunNotFoundError, RunState, Source, keys
+from worker.metrics import gauge
 from worker.modelarts import ApiError, AuthError
 from worker.projects import Directory
 from worker.settings import SettingsError
 from worker.yaml_source import YamlError
 
 if TYPE_CHECKING:
+    from prometheus_client import Metric
+
     from scheduler.announcer import Announcer
     from scheduler.file_watch import FileWatch
     from scheduler.policy import Policy, PolicyFile
@@ -60,9 +65,20 @@ class Rota:
         self._led: bool | None = None
         self._sweeps: dict[str, asyncio.Task[None]] = {}
         self._telling: asyncio.Task[None] | None = None
+        self._stepped_at = float("-inf")
+        self._serving: asyncio.Task[None] | None = None
+        self._health = Health(
+            office.directory.settings,
+            "scheduler",
+            redis_answers=lambda: answers(office.redis.ping),
+            missing=self._missing,
+            found=self._found,
+        )
 
     async def step(self) -> None:
         """Do what there is to do now. Called about once a second."""
+        if self._serving is None:
+            self._serving = asyncio.create_task(self._health.run())
         await self._read_again()
         try:
             await self._lead()
@@ -70,6 +86,8 @@ class Rota:
             await self._stand_by()
         except RedisError as error:
             log.warning("redis_unreachable", reason=str(error))
+            return
+        self._stepped_at = asyncio.get_running_loop().time()
 
     async def close(self) -> None:
         """Stop, and let another lead. A sweep under way is done again by the next leader.
@@ -78,6 +96,8 @@ class Rota:
             RedisError: the lead ends by itself in a few seconds.
         """
         await self._drop_work()
+        if self._serving is not None:
+            await cancel(self._serving)
         if self._led:
             await self._almanac.fall_silent()
         await self._leadership.resign()
@@ -124,6 +144,37 @@ class Rota:
 
     async def _drop_work(self) -> None:
         await cancel(*self._sweeps.values(), *([self._telling] if self._telling else []))
+
+    async def _missing(self, redis_up: bool) -> list[str]:
+        """What this scheduler lacks to do its work, besides Redis.
+
+        Raises:
+            RedisError: Redis does not answer any more.
+        """
+        missing = []
+        if asyncio.get_running_loop().time() - self._stepped_at > SILENT_S:
+            missing.append(f"it has not looked at the policies for {SILENT_S:g} s")
+        if redis_up and await self._almanac.said() is None:
+            missing.append("no scheduler leads")
+        return missing
+
+    async def _found(self, redis_up: bool) -> list[Metric]:
+        """What this scheduler finds when it is asked.
+
+        Raises:
+            RedisError: Redis does not answer any more.
+        """
+        leads = gauge("scheduler_leads", "1 if this scheduler leads, else 0.")
+        leads.add_metric([], bool(self._led))
+        rejected = gauge(
+            "policies_rejected", "1 while the policy file as it is now is rejected, else 0."
+        )
+        rejected.add_metric([], bool(self._watch.rejected))
+        facts = NightFacts(self._office.redis)
+        if redis_up and self._led:
+            coming = next_nights(self._watch.current, datetime.now(UTC))
+            await facts.read(coming, self._office.directory.endpoints)
+        return [leads, rejected, *facts.metrics]
 
     def _state(self) -> dict[str, object]:
         now = datetime.now(UTC)
@@ -243,6 +294,7 @@ class Rota:
                 await self._announcer.failed(policy, night.policy, project_id, night.at, reason)
             else:
                 runs[project_id] = swept.run.run_id
+                _tell_decisions(swept)
                 await self._announce(night.policy, policy, swept)
                 if swept.run.state is RunState.BRAKED:
                     notes.append(f"{project}: braked: {swept.run.note}")
@@ -286,6 +338,19 @@ class Rota:
             log.warning("redis_unreachable", reason=str(error))
         except Exception:
             log.exception("announcer_crashed")
+
+
+def _tell_decisions(swept: Swept) -> None:
+    """Log what the plan says of each pool: those that stay only to who looks closely."""
+    for decision in swept.plan.decisions:
+        tell = log.info if decision.delete else log.debug
+        tell(
+            "pool_chosen" if decision.delete else "pool_kept",
+            run_id=swept.run.run_id,
+            project_id=swept.plan.project_id,
+            pool_name=decision.pool.pool_id,
+            reason=decision.reason,
+        )
 
 
 def next_nights(policy_file: PolicyFile, now: datetime) -> dict[str, datetime]:

@@ -8,6 +8,8 @@ import re
 import shlex
 import subprocess
 import sys
+from contextlib import ExitStack
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,16 +18,29 @@ import pytest
 from scheduler import children
 from scheduler.cli import outcome
 from tests.cli.conftest import eventually
+from worker import embedded_redis
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).parent.parent
-POLICIES, ON_DEMAND, README = (
-    (ROOT / path).read_text() for path in ("docs/policies.md", "docs/on-demand.md", "README.md")
+POLICIES, ON_DEMAND, QUICK_START, OPERATIONS, OUTCOMES, README = (
+    (ROOT / path).read_text()
+    for path in (
+        "docs/policies.md",
+        "docs/on-demand.md",
+        "docs/quick-start.md",
+        "docs/operations.md",
+        "docs/outcomes.md",
+        "README.md",
+    )
 )
 KNOWN_KEY = {"ak": "SANDBOXACCESSKEY", "sk": "sandbox-secret-key"}
 POOL = "POOL"
+PROJECT = "0123456789abcdef0123456789abcdef"
+
+LASTING = {"sandbox", "scheduler", "worker", "intake", "review"}
+"""Commands that go on until they are stopped."""
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
@@ -78,7 +93,9 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
         yield Reader(tmp_path, cloud)
 
 
-@pytest.mark.parametrize("page", [POLICIES, ON_DEMAND], ids=["policies", "on-demand"])
+@pytest.mark.parametrize(
+    "page", [POLICIES, ON_DEMAND, QUICK_START], ids=["policies", "on-demand", "quick-start"]
+)
 def test_the_cloud_to_try_it_on_has_the_key_that_is_given(reader: Reader, page: str) -> None:
     for name, value in KNOWN_KEY.items():
         assert reader.environment[f"POOLSWEEP_{name.upper()}"] == value
@@ -146,6 +163,83 @@ def test_the_worked_example_of_pools_that_are_to_go_now_works(reader: Reader) ->
     assert went.count(",deleted,") == 3
 
 
+def commands(page: str) -> list[str]:
+    """The command lines of a page, without what is remarked behind them."""
+    lines = "".join(text for kind, text in blocks(page) if kind == "sh").splitlines()
+    return [line.partition("  # ")[0].rstrip() for line in lines if line and line[0] != "#"]
+
+
+@pytest.mark.timeout(240)
+def test_the_quick_start_works_and_so_does_what_to_do_afterwards(reader: Reader) -> None:
+    """One reader goes through it, and then does what the other pages say of the runs there are."""
+    with embedded_redis.join(reader.folder / "state"):
+        _follow_the_quick_start(reader)
+        done = set(commands(QUICK_START))
+        runs = json.loads(reader.does("poolsweep runs --json"))
+        # Both of the pool that was named, and of what the policy matched.
+        assert [run["counts"].keys() for run in runs] == [{"deleted"}, {"deleted"}]
+        run_id = runs[-1]["run_id"]
+        (job,) = json.loads(reader.does(f"poolsweep results {run_id} --json"))["jobs"]
+        waiting = ""
+        (reader.folder / "pools.txt").write_text(f"{job['pool_name']}\n")
+        for line in [*commands(OPERATIONS), *commands(OUTCOMES), *commands(README)]:
+            if line in done or not line.startswith("poolsweep ") or line.split()[1] in LASTING:
+                continue
+            done.add(line)
+            if line.startswith("poolsweep cancel"):
+                line = line.replace("RUN", waiting)
+            line = re.sub(r"\bRUN\b|<run id>", run_id, line)
+            line = re.sub(r"\bPOOL\b|<pool id>", job["pool_name"], line)
+            reader.does(line.replace("<project id>", PROJECT))
+            if line.startswith("poolsweep pause"):
+                # Made during the pause, it waits.
+                waiting = reader.does(
+                    f"poolsweep delete --project {PROJECT} --name 'llm-*' --yes --detach"
+                ).strip()
+        (held,) = (
+            run
+            for run in json.loads(reader.does("poolsweep runs --json"))
+            if run["run_id"] == waiting
+        )
+        assert held["counts"].keys() == {"cancelled"}
+
+
+def _follow_the_quick_start(reader: Reader) -> None:
+    outputs = {}
+    with ExitStack() as stack:
+        for kind, text in blocks(QUICK_START):
+            if kind == "yaml":
+                (reader.folder / "policies.yaml").write_text(text)
+                continue
+            for line in text.splitlines():
+                if not line or line.startswith(("export ", "python3 -m venv", "poolsweep sandbox")):
+                    continue
+                variable, _, command = line.rpartition("policies.yaml poolsweep")
+                if line.split()[1] == "scheduler" or command == " worker":
+                    if variable:
+                        reader.environment[variable.rstrip("=")] = "policies.yaml"
+                        line = "poolsweep worker"
+                    stack.callback(_stop, reader.starts(line))
+                else:
+                    outputs[line.partition(" policies.yaml")[0]] = reader.does(line)
+        eventually(
+            lambda: json.loads(reader.does("poolsweep schedule policies.yaml --json"))["leader"]
+        )
+    assert outputs["poolsweep --version"] == f"poolsweep {version('poolsweep')}\n"
+    previews = [each for line, each in outputs.items() if line.endswith("</dev/null")]
+    assert len(previews) == 1
+    assert "Preview only: nothing was deleted." in previews[0]
+    assert re.search(r"│ deleted +│ +[1-9]", outputs["poolsweep sweep"])
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+
+
 def test_every_selector_that_is_told_of_is_one(reader: Reader) -> None:
     table = ON_DEMAND.partition("| flag | selects pools |")[2].partition("\n\n")[0]
     flags = re.findall(r"`(--[^`]+)`", table)
@@ -153,6 +247,21 @@ def test_every_selector_that_is_told_of_is_one(reader: Reader) -> None:
     for flag in flags:
         out = reader.does(f"poolsweep delete --project 0123456789abcdef0123456789abcdef {flag}")
         assert "Preview only: nothing was deleted." in out
+
+
+def test_every_page_is_found_from_the_readme() -> None:
+    listed = set(re.findall(r"\]\(docs/([\w-]+\.md)", README))
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} <= listed
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("docs/*.md")), ids=lambda path: path.name)
+def test_every_heading_that_is_linked_to_exists(path: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([\w./-]*)#([^)]+)\)", path.read_text()):
+        page = (path.parent / target if target else path).read_text()
+        headings = re.findall(r"^#+ (.+)$", page, re.MULTILINE)
+        assert anchor in {
+            re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings
+        }, f"{target}#{anchor}"
 
 
 @pytest.mark.parametrize("page", [README, ON_DEMAND], ids=["README", "on-demand"])

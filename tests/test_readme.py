@@ -42,16 +42,25 @@ def test_a_documented_default_is_the_default(name: str) -> None:
         assert not said.startswith("`"), "what has no fixed default is described, not quoted"
 
 
-@pytest.mark.parametrize(
-    "path", ["README.md", *(f"docs/{p.name}" for p in sorted(ROOT.glob("docs/*.md")))]
-)
+PAGES = [
+    *(path.name for path in sorted(ROOT.glob("*.md"))),
+    *(f"docs/{path.name}" for path in sorted(ROOT.glob("docs/*.md"))),
+]
+
+
+def test_every_command_is_told_of() -> None:
+    text = "".join((ROOT / path).read_text() for path in PAGES)
+    assert {name for name in COMMANDS if f"poolsweep {name}" not in text} == set()
+
+
+@pytest.mark.parametrize("path", PAGES)
 def test_every_command_that_is_named_exists(path: str) -> None:
     text = (ROOT / path).read_text()
-    used = set(re.findall(r"(?:^|`)poolsweep ([a-z]+)", text, re.MULTILINE))
-    modules = set(re.findall(r"python -m ([a-z_.]+)", text))
-    assert used | modules
+    code = re.findall(r"^```.*?^```$", text, re.MULTILINE | re.DOTALL)
+    inline = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S))
+    used = set(re.findall(r"^(?:\w+=\S+ )*poolsweep ([a-z]+)", "\n".join([*code, *inline]), re.M))
     assert used <= set(COMMANDS)
-    for module in modules - {"venv"}:
+    for module in set(re.findall(r"python3? -m ([a-z_.]+)", text)) - {"venv"}:
         assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         if "://" not in target:
@@ -73,15 +82,15 @@ def test_the_deployment_has_a_lasting_redis_that_is_waited_for() -> None:
     (volume,) = redis["volumes"]
     assert volume.split(":")[0] in compose()["volumes"]
     assert redis["command"][redis["command"].index("--appendfsync") + 1] == "always"
-    for name in ("worker", "scheduler", "intake"):
+    for name in ("worker", "scheduler", "intake", "review"):
         waits_for = compose()["services"][name]["depends_on"]
         assert waits_for == {"redis": {"condition": "service_healthy"}}
 
 
-@pytest.mark.parametrize("name", ["worker", "scheduler", "intake"])
+@pytest.mark.parametrize("name", ["worker", "scheduler", "intake", "review"])
 def test_a_service_runs_a_command_with_settings_that_exist(name: str) -> None:
     service = compose()["services"][name]
-    assert service["command"] == [name]
+    assert service["command"][0] == name
     assert name in COMMANDS
     for variable in service["environment"]:
         assert variable.removeprefix(ENV_PREFIX).lower() in Settings.model_fields

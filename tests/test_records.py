@@ -55,6 +55,7 @@ DONE = job(
     state=JobState.DELETED,
     reason="the pool is gone",
     attempts=(CALL, LAST_CALL),
+    nodes={"modelarts.vm.cpu.4ud": 2},
     done_ms=1_767_323_070_000,
 )
 
@@ -126,6 +127,7 @@ def test_a_job_is_told_with_each_of_its_calls() -> None:
         "reason": "the pool is gone",
         "chosen": "expired",
         "pool_created_at": "2022-09-16T03:10:40Z",
+        "nodes": {"modelarts.vm.cpu.4ud": 2},
         "attempts": [
             {
                 "at": "2026-01-02T03:04:10.001Z",

@@ -86,6 +86,10 @@ class Breakers:
             self._projects[project_id] = _Breaker(project_id, self._clock, self._draw)
         return self._projects[project_id].admit()
 
+    def states(self) -> dict[str, bool]:
+        """Of each project that a call was asked for, whether its breaker is open."""
+        return {project_id: each.is_open for project_id, each in self._projects.items()}
+
 
 class Admission:
     """Leave to make a call.
@@ -137,6 +141,10 @@ class _Breaker:
         self._pause_s = 0.0
         self._probe: Admission | None = None
         self._next_probe_at = 0.0
+
+    @property
+    def is_open(self) -> bool:
+        return self._opened_at is not None
 
     def admit(self) -> Admission:
         admission = Admission(self, self._outages)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,7 @@ from worker.modelarts import (
 from worker.retry import GiveUp, RetryPolicy, backoff_s, decide
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
     from worker.breaker import Admission
     from worker.inventory import Inventory
@@ -53,7 +53,7 @@ class Lease:
         claimed_ms: when it began, in ms of the ledger's clock.
         planned_ms: when its run was made, by the same clock.
         held: the jobs that are neither ended nor given back.
-        calling: since when (ms since the epoch) a job's DELETE is under way.
+        calling: since when (ms since the epoch) a job's DELETE is under way, or not recorded yet.
         closing: whether the batch is to end soon, so that nothing is tried again within it.
     """
 
@@ -69,13 +69,6 @@ class Lease:
     def holds(self, number: int) -> bool:
         """Whether the job may be acted on right now."""
         return number in self.held and asyncio.get_running_loop().time() < self.valid_until
-
-    @contextmanager
-    def call(self, number: int) -> Iterator[None]:
-        """Marks a call as under way. One that is cut short stays marked."""
-        self.calling[number] = time.time_ns() // 1_000_000
-        yield
-        del self.calling[number]
 
 
 class LeaseLostError(Exception):
@@ -169,6 +162,11 @@ class Deleter:
         self._blocked_wait_s = blocked_wait_s
         self._verify_deadline_s = verify_deadline_s
         self._plan_max_age_s = plan_max_age_s
+
+    @property
+    def breakers(self) -> Breakers:
+        """The circuit breakers of its projects."""
+        return self._breakers
 
     async def delete(self, job: Job, lease: Lease, *, alone: bool) -> None:
         """Bring a leased job to its next state, and record it.
@@ -347,10 +345,8 @@ class _Task:
             raise LeaseLostError
         self._heed_pause()
         admission.check()
-        with self._lease.call(number):
-            answer = await self._deleter._client.delete_pool(
-                self._job.project_id, self._job.pool_name
-            )
+        self._lease.calling[number] = time.time_ns() // 1_000_000
+        answer = await self._deleter._client.delete_pool(self._job.project_id, self._job.pool_name)
         admission.report(ok=is_well(answer))
         return answer
 
@@ -433,7 +429,11 @@ class _Task:
         self._lease.held.discard(self._job.number)
         if target is not JobState.PENDING:
             status = attempt.status if attempt else None
-            self.log.info("job_moved", state=target, reason=reason, status=status)
+            made = self._attempts if attempt is None else [*self._attempts, attempt]
+            attempts = [told(each) for each in made]
+            self.log.info(
+                "job_moved", state=target, reason=reason, status=status, attempts=attempts
+            )
 
     async def _record(
         self,
@@ -456,6 +456,19 @@ class _Task:
         if not await self._deleter._recorder.record(self._job.run_id, move):
             self._lease.held.discard(self._job.number)
             raise LeaseLostError
+        if attempt is not None:
+            self._lease.calling.pop(self._job.number, None)
+
+
+def told(attempt: Attempt) -> dict[str, int | str]:
+    """An attempt as a log line has it: times in ms, as in the ledger."""
+    return {
+        "at_ms": attempt.at_ms,
+        "duration_ms": attempt.duration_ms,
+        "status": attempt.status,
+        "code": attempt.code,
+        "request_id": attempt.request_id,
+    }
 
 
 def _of_a_read(verdict: Verdict) -> Verdict:

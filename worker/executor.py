@@ -16,6 +16,7 @@ from worker.deletion import Lease
 from worker.inventory import FEW
 from worker.leader import process_name
 from worker.ledger import Attempt, JobState, Move, RunNotFoundError
+from worker.metrics import CLAIMED, GIVEN_BACK
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -109,6 +110,7 @@ class Executor:
         log.info("batch_claimed", run_id=run_id, asked=len(numbers), claimed=len(jobs))
         if not jobs:
             return
+        CLAIMED.labels(run.endpoint).inc(len(jobs))
         lease.held.update(job.number for job in jobs)
         try:
             # A batch that comes while this worker ends is only given back, for another to take.
@@ -116,7 +118,7 @@ class Executor:
                 await self._ask_for_more(site, run)
                 await self._carry_out(site, jobs, lease)
         finally:
-            await self._give_back(lease)
+            await self._give_back(lease, run.endpoint)
 
     async def _ask_for_more(self, site: Site, run: Run) -> None:
         try:
@@ -180,7 +182,7 @@ class Executor:
                 lease.held.discard(number)
                 tasks[number].cancel()
 
-    async def _give_back(self, lease: Lease) -> None:
+    async def _give_back(self, lease: Lease, endpoint: str) -> None:
         """Return what is still held to the ledger, which sends it again."""
         moves = [
             Move(
@@ -196,5 +198,6 @@ class Executor:
             for number in sorted(lease.held)
         ]
         if moves:
+            GIVEN_BACK.labels(endpoint).inc(len(moves))
             log.info("jobs_given_back", run_id=lease.run_id, count=len(moves))
             await asyncio.gather(*(self._recorder.record(lease.run_id, move) for move in moves))

@@ -14,7 +14,6 @@ what was borne before; from there it probes for more, slowly at first (CUBIC, RF
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import deque
 from dataclasses import dataclass
 from importlib.resources import files
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from worker.ledger import keys
+from worker.metrics import SLOT_WAIT_S, THROTTLED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -157,9 +157,18 @@ class Limiter:
             sent_ago_s: seconds since the refused call was sent. One from before the last cut says
                 nothing of the rate after it.
         """
+        THROTTLED.labels(self._endpoint).inc()
         project = self._project(project_id)
         if project.quota.rate > 0:
             await project.throttled(min(retry_after_s or 0, MAX_PAUSE_S), sent_ago_s)
+
+    def rates(self) -> dict[str, float]:
+        """Calls a second that each project with a limit was given when Redis was last asked."""
+        return {
+            project_id: project.rate
+            for project_id, project in self._projects.items()
+            if project.quota.rate > 0
+        }
 
     def _project(self, project_id: str) -> _ProjectLimit:
         if project_id not in self._projects:
@@ -256,13 +265,21 @@ class _ProjectLimit:
         self._ordinary: deque[_Waiter] = deque()
         self._slots = Slots(interval=1 / quota.rate if quota.rate else 0)
         self._server: asyncio.Task[None] | None = None
+        self._waits = SLOT_WAIT_S.labels(limiter._endpoint)
+
+    @property
+    def rate(self) -> float:
+        return 1 / self._slots.interval
 
     async def permit(self, *, urgent: bool, patient: bool) -> None:
-        future = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        asked = loop.time()
+        future = loop.create_future()
         (self._urgent if urgent else self._ordinary).append(_Waiter(future, patient))
         if self._server is None or self._server.done():
             self._server = asyncio.create_task(self._serve())
         await future
+        self._waits.observe(loop.time() - asked)
 
     def wait_s(self, ahead: int) -> float:
         now, slots = asyncio.get_running_loop().time(), self._slots

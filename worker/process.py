@@ -15,18 +15,19 @@ from typing import TYPE_CHECKING
 import structlog
 from redis.exceptions import RedisError
 
-from worker import embedded_redis
+from worker import embedded_redis, metrics
 from worker.broker import make_app, sender
 from worker.cancellation import cancel
 from worker.deletion import Deleter
 from worker.executor import Executor, Site
 from worker.feed import Feed
+from worker.health import Health, answers
 from worker.inventory import Inventory
 from worker.ledger import Ledger
 from worker.modelarts_client import make_client, make_limiter
-from worker.pause import PauseWatch
+from worker.pause import PauseWatch, pauses
 from worker.projects import Directory
-from worker.reconciler import Reconciler
+from worker.reconciler import Reconciler, live_workers
 from worker.recorder import Recorder
 from worker.redis_connection import connect
 from worker.retry import RetryPolicy
@@ -36,6 +37,10 @@ from worker.verifier import Verifier
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
+    from prometheus_client import Metric
+
+    from worker.breaker import Breakers
+    from worker.limiter import Limiter
     from worker.modelarts.client import ModelArtsClient
 
 STOP_TIMEOUT_S = 5.0
@@ -64,16 +69,26 @@ class WorkerProcess:
         self._pause = PauseWatch(self._redis)
         self._clients: list[ModelArtsClient] = []
         self._reconcilers: list[Reconciler] = []
+        self._limits: list[tuple[str, Limiter, Breakers]] = []
+        self._resend_s = config.resend_s
+        self._has_drained = False
+        self._serving: asyncio.Task[None] | None = None
+        self._health = Health(
+            config,
+            "worker",
+            redis_answers=lambda: answers(self._redis.ping),
+            missing=self._missing,
+            found=self._found,
+        )
         directory = Directory.of(config)
         ledger = Ledger(self._redis, retention_days=config.retention_days)
-        recorder = Recorder(ledger)
         self._executor = Executor(
             sites={
-                endpoint: self._site(directory, endpoint, ledger, recorder)
+                endpoint: self._site(directory, endpoint, ledger)
                 for endpoint in directory.endpoints
             },
             ledger=ledger,
-            recorder=recorder,
+            recorder=Recorder(ledger),
             pause=self._pause,
             settings=config,
         )
@@ -81,15 +96,10 @@ class WorkerProcess:
         self._loop.call_soon(self._watch)
         self._thread.start()
 
-    def _site(
-        self,
-        directory: Directory,
-        endpoint: str,
-        ledger: Ledger,
-        recorder: Recorder,
-    ) -> Site:
+    def _site(self, directory: Directory, endpoint: str, ledger: Ledger) -> Site:
         config = directory.settings
-        client = make_client(directory, self._redis, endpoint)
+        recorder = metrics.CountingRecorder(ledger, endpoint)
+        client = metrics.MeteredClient(make_client(directory, self._redis, endpoint))
         limiter = make_limiter(directory, self._redis, endpoint)
         feed = Feed(ledger, sender(make_app(config, [endpoint]), endpoint), config)
         verifier = Verifier(
@@ -128,6 +138,7 @@ class WorkerProcess:
         )
         self._clients.append(client)
         self._reconcilers.append(reconciler)
+        self._limits.append((endpoint, limiter, deleter.breakers))
         return Site(deleter, feed)
 
     def _watch(self) -> None:
@@ -138,9 +149,10 @@ class WorkerProcess:
         self._run(self._executor.execute(run_id, numbers))
 
     def reconcile(self) -> None:
-        """Start the periodic work."""
+        """Start the periodic work, and say how this process is to whoever asks."""
 
         async def start() -> None:
+            self._serving = asyncio.create_task(self._health.run())
             self._reconciling = [asyncio.create_task(each.run()) for each in self._reconcilers]
 
         self._run(start())
@@ -148,8 +160,42 @@ class WorkerProcess:
     def _give_back(self) -> None:
         self._loop.remove_reader(_draining)
         log.info("draining")
+        self._has_drained = True
         self._executor.drain()
         self._stop_reconcilers()
+
+    async def _missing(self, _: bool) -> list[str]:
+        """What this worker lacks to do its work, besides Redis."""
+        missing = ["the worker is stopping"] if self._has_drained else []
+        missing += [
+            f"the reconciler of {each.endpoint} gives no sign of life"
+            for each in self._reconcilers
+            if not each.is_alive
+        ]
+        return missing
+
+    async def _found(self, redis_up: bool) -> list[Metric]:
+        """What this worker finds when it is asked.
+
+        Raises:
+            RedisError: Redis does not answer any more.
+        """
+        leads = metrics.gauge(
+            "reconciler_leads", "1 if this process reconciles the endpoint, else 0.", "endpoint"
+        )
+        on = (await pauses(self._redis)).values() if redis_up else None
+        facts = metrics.LedgerFacts(self._redis, resend_s=self._resend_s)
+        for each in self._reconcilers:
+            leads.add_metric([each.endpoint], each.leads)
+            if redis_up and each.leads:
+                count = await live_workers(self._redis, each.endpoint)
+                await facts.read(each.endpoint, workers=count)
+        return [
+            leads,
+            *metrics.of_limits(self._limits),
+            *metrics.of_pauses(on),
+            *facts.metrics,
+        ]
 
     def _stop_reconcilers(self) -> None:
         for reconciler in self._reconcilers:
@@ -168,7 +214,8 @@ class WorkerProcess:
             if self._reconciling:
                 self._stop_reconcilers()
                 await asyncio.wait(self._reconciling, timeout=STOP_TIMEOUT_S)
-            await cancel(*self._reconciling, *([self._watching] if self._watching else []))
+            others = [task for task in (self._watching, self._serving) if task]
+            await cancel(*self._reconciling, *others)
             for client in self._clients:
                 await client.aclose()
             await self._redis.aclose()

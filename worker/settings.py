@@ -109,6 +109,10 @@ class Settings(BaseSettings):
     intake_tls_cert: Path | None = None
     intake_tls_key: Path | None = None
 
+    metrics_port: int | None = Field(default=None, ge=0, le=65_535)
+    """Where `/metrics`, `/healthz` and `/readyz` are served; unset: nowhere."""
+    metrics_host: str = "127.0.0.1"
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "console"] = "auto"
 

@@ -5,15 +5,22 @@ from __future__ import annotations
 import asyncio
 import sys
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from scheduler.cli.errors import UsageError
+from scheduler.cli.forms import Form, chosen
 from scheduler.cli.session import open_ledger, say, say_json, stdout
 from scheduler.review import records, tables
 from worker.ledger import JobState
 from worker.settings import settings
+
+if TYPE_CHECKING:
+    from worker.ledger import Ledger
+
+AsLines = Annotated[bool, typer.Option("--jsonl", help="JSON lines, one object on each.")]
+AsMarkdown = Annotated[bool, typer.Option("--markdown", help="A table in Markdown.")]
 
 
 def results(
@@ -25,46 +32,74 @@ def results(
         bool, typer.Option("--kept", help="The pools that the run's plan kept, and why.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    as_lines: AsLines = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="One CSV line for each job.")] = False,
+    as_markdown: AsMarkdown = False,
 ) -> None:
     """Show what happened to every pool of a run."""
-    if as_json and as_csv:
-        raise UsageError("--json and --csv: only one of them is accepted.")
-    if kept:
-        asyncio.run(_kept(run, as_json))
-    else:
-        asyncio.run(_results(run, outcome, as_json, as_csv))
+    form = chosen(
+        {
+            Form.JSON: as_json,
+            Form.LINES: as_lines,
+            Form.CSV: as_csv,
+            Form.MARKDOWN: as_markdown,
+        }
+    )
+    if kept and outcome:
+        raise UsageError("--kept and --outcome: only one of them is accepted.")
+    asyncio.run(_results(run, outcome, kept, form))
 
 
-async def _results(run_id: str, outcome: JobState | None, as_json: bool, as_csv: bool) -> None:
+async def _results(run_id: str, outcome: JobState | None, kept: bool, form: Form) -> None:
     async with open_ledger(settings()) as (_, ledger):
-        run = await ledger.run(run_id)
-        jobs = ledger.all_jobs(run_id, outcome=outcome)
-        if as_json:
-            await records.write_json(run, jobs, sys.stdout)
-        elif as_csv:
-            await records.write_csv(jobs, sys.stdout)
+        if kept:
+            await _kept(ledger, run_id, form)
         else:
+            await _jobs(ledger, run_id, outcome, form)
+
+
+async def _jobs(ledger: Ledger, run_id: str, outcome: JobState | None, form: Form) -> None:
+    run = await ledger.run(run_id)
+    jobs = ledger.all_jobs(run_id, outcome=outcome)
+    match form:
+        case Form.JSON:
+            await records.write_json(run, jobs, sys.stdout)
+        case Form.LINES:
+            lines = (records.job_record(job) async for job in jobs)
+            await records.write_json_lines(lines, sys.stdout)
+        case Form.CSV:
+            await records.write_csv(jobs, sys.stdout)
+        case Form.MARKDOWN:
+            rows = (records.job_row(job) async for job in jobs)
+            await records.write_markdown(rows, records.MARKDOWN_COLUMNS, sys.stdout)
+        case _:
             stdout.print(tables.outcomes(run))
             if run.note:
                 say(run.note)
-            if rows := [job async for job in jobs]:
-                stdout.print(tables.jobs(rows))
+            if shown := [job async for job in jobs]:
+                stdout.print(tables.jobs(shown))
             else:
                 say(f"No jobs that are {outcome}." if outcome else "No jobs.")
 
 
-async def _kept(run_id: str, as_json: bool) -> None:
-    async with open_ledger(settings()) as (_, ledger):
-        await ledger.run(run_id)
-        found = [pool async for pool in ledger.all_kept(run_id)]
-    if as_json:
-        rows = [asdict(pool) for pool in found]
-        say_json(rows)
-    elif found:
-        stdout.print(tables.kept_pools(found))
-    else:
-        say("The run's plan kept nothing.")
+async def _kept(ledger: Ledger, run_id: str, form: Form) -> None:
+    await ledger.run(run_id)
+    pools = ledger.all_kept(run_id)
+    rows = (records.kept_record(pool) async for pool in pools)
+    match form:
+        case Form.JSON:
+            say_json([asdict(pool) async for pool in pools])
+        case Form.LINES:
+            await records.write_json_lines(rows, sys.stdout)
+        case Form.CSV:
+            await records.write_csv_rows(rows, records.KEPT_COLUMNS, sys.stdout)
+        case Form.MARKDOWN:
+            await records.write_markdown(rows, records.KEPT_COLUMNS, sys.stdout)
+        case _:
+            if found := [pool async for pool in pools]:
+                stdout.print(tables.kept_pools(found))
+            else:
+                say("The run's plan kept nothing.")
 
 
 def runs(

@@ -16,12 +16,18 @@ from aiohttp import web
 from scheduler.intake import events, openapi, problems, reading
 from scheduler.intake.problems import ProblemError, problem_of, retry_after
 from scheduler.intake.request import Way
+from scheduler.metrics import REQUEST_S, REQUESTS
 from scheduler.review.records import job_record, run_record
+from worker.cancellation import cancel
+from worker.health import Health, Readiness, answers
 from worker.ledger import RunNotFoundError, RunState
 from worker.modelarts.answers import printable
+from worker.settings import settings
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+
+    from prometheus_client import Metric
 
     from scheduler.intake.clients import Client, Clients
     from scheduler.intake.desk import Desk
@@ -105,6 +111,7 @@ def make_app(parts: Parts) -> web.Application:
     app = web.Application(middlewares=[api.answer])
     app.on_response_prepare.append(_harden)
     app.on_shutdown.append(api.close)
+    app.cleanup_ctx.append(api.serve_health)
     run = "/v1/runs/{run_id}"
     for method, path, handler in (
         ("POST", "/v1/runs", api.create),
@@ -126,6 +133,21 @@ class _Api:
         self._bounds = parts.bounds
         self._lookout = events.Lookout(parts.ledger)
         self._streams: Counter[str] = Counter()
+        self._readiness = Readiness(self._missing)
+
+    async def serve_health(self, _: web.Application) -> AsyncIterator[None]:
+        """Says how the process is, on a port of its own: what it counts is not for its clients."""
+        health = Health(
+            settings(),
+            "intake",
+            redis_answers=self._redis_answers,
+            missing=lambda _: self._missing(),
+            found=_nothing,
+            readiness=self._readiness,
+        )
+        serving = asyncio.create_task(health.run())
+        yield
+        await cancel(serving)
 
     async def close(self, _: web.Application) -> None:
         self._lookout.close()
@@ -150,21 +172,30 @@ class _Api:
                 log.exception("request_crashed", client=note.client, run_id=note.run_id)
                 problem = problems.crashed()
             response = problem.response()
+        duration_s = clock() - began
+        self._count_answer(_route(request), response, duration_s)
         event = log.bind(
             client=note.client,
             method=printable(request.method, 20),
             route=_route(request),
             run_id=note.run_id,
             status=response.status,
-            duration_ms=round((clock() - began) * 1000),
+            duration_ms=round(duration_s * 1000),
         )
         if problem is not None:
-            event.warning("request_refused", problem=problem.kind.name, detail=problem.detail)
+            # That the process is not ready is said once, when it changes.
+            tell = event.debug if _route(request) in _PROBES else event.warning
+            tell("request_refused", problem=problem.kind.name, detail=problem.detail)
         elif _route(request) in _PROBES:
             event.debug("http_request")
         else:
             event.info("http_request")
         return response
+
+    def _count_answer(self, route: str, response: web.StreamResponse, duration_s: float) -> None:
+        REQUESTS.labels(route or "none", str(response.status)).inc()
+        if response.content_type != "text/event-stream":
+            REQUEST_S.labels(route or "none").observe(duration_s)
 
     def _client(self, request: web.Request) -> Client:
         """Who asks.
@@ -303,15 +334,20 @@ class _Api:
 
     async def is_ready(self, request: web.Request) -> web.Response:
         reading.query_of(request)
-        try:
-            async with asyncio.timeout(self._bounds.answer_s):
-                missing = await self._parts.missing()
-        except TimeoutError:
-            missing = [f"what it needs was not there within {self._bounds.answer_s:g} s"]
-        if missing:
+        if missing := await self._readiness.look():
             headers = retry_after(problems.RETRY_S)
             raise ProblemError(problems.NOT_READY, "; ".join(missing), headers=headers)
         return _json({"status": "ok"})
+
+    async def _missing(self) -> Sequence[str]:
+        try:
+            async with asyncio.timeout(self._bounds.answer_s):
+                return await self._parts.missing()
+        except TimeoutError:
+            return [f"what it needs was not there within {self._bounds.answer_s:g} s"]
+
+    async def _redis_answers(self) -> bool:
+        return await answers(self._parts.ledger.now_ms)
 
     # Streams
 
@@ -404,6 +440,11 @@ def _route(request: web.Request) -> str:
     """The route's pattern: paths may hold anything, even a token that somebody put there."""
     resource = request.match_info.route.resource
     return resource.canonical if resource is not None else ""
+
+
+async def _nothing(_: bool) -> list[Metric]:
+    """An intake tells what it counts: what is in the ledger, others tell."""
+    return []
 
 
 async def _harden(_: web.Request, response: web.StreamResponse) -> None:

@@ -1,4 +1,4 @@
-"""A job and a run as people and programs are shown them: JSON, CSV."""
+"""A job, a run and a kept pool as people and programs are shown them: JSON, CSV, Markdown."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TextIO
 
-from worker.ledger import RunState
+from scheduler.review import markdown
+from worker.ledger import JobState, RunState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from scheduler.marks import Mark
-    from worker.ledger import Job, Run
+    from worker.ledger import Job, Kept, Run
 
 COLUMNS = (
     "job_id",
@@ -30,14 +31,34 @@ COLUMNS = (
     "request_id",
     "ended_at",
 )
+"""What CSV has of a job."""
+MARKDOWN_COLUMNS = ("outcome", "pool_name", "name", "attempts", "reason")
+"""What Markdown has of a job."""
+RUN_COLUMNS = (
+    "run_id",
+    "created_at",
+    "started_at",
+    "finished_at",
+    "state",
+    "source",
+    "policy",
+    "requester",
+    "reason",
+    "endpoint",
+    "total",
+    "done",
+    *JobState,
+    "note",
+)
+"""What CSV has of a run."""
+KEPT_COLUMNS = ("project_id", "pool_name", "name", "reason")
 _FORMULA_START = tuple("=+-@\t\r\n\0＝＋－＠")
-
-
-_CONTROLS = re.compile("[\x7f-\x9f]")
+# Beside controls: what reorders a line on a screen or breaks it, and half a character.
+_UNSAFE = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:
-    """A value as JSON that is safe to show on a terminal: control characters are escaped.
+    """A value as JSON that is safe to show on a terminal: what is no visible text is escaped.
 
     Args:
         value: what JSON can hold.
@@ -45,7 +66,7 @@ def json_text(value: Any, *, indent: int | None = None) -> str:
     """
     text = json.dumps(value, ensure_ascii=False, indent=indent)
     # JSON itself escapes only those below the space.
-    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def timestamp(at_ms: int) -> str | None:
@@ -112,6 +133,7 @@ def job_record(job: Job) -> dict[str, Any]:
         "reason": job.reason,
         "chosen": job.chosen,
         "pool_created_at": job.created or None,
+        "nodes": job.nodes,
         "attempts": [
             {
                 "at": timestamp(attempt.at_ms),
@@ -137,18 +159,72 @@ async def write_json(run: Run, jobs: AsyncIterator[Job], out: TextIO) -> None:
     out.write("\n]}\n")
 
 
+def kept_record(pool: Kept) -> dict[str, Any]:
+    """A kept pool's fields for lines of JSON and CSV."""
+    return {
+        "project_id": pool.project_id,
+        "pool_name": pool.pool_name,
+        "name": pool.display_name,
+        "reason": pool.reason,
+    }
+
+
+async def write_json_lines(rows: AsyncIterator[dict[str, Any]], out: TextIO) -> None:
+    """One JSON object on each line, written as they come."""
+    async for row in rows:
+        out.write(json_text(row) + "\n")
+
+
 async def write_csv(jobs: AsyncIterator[Job], out: TextIO) -> None:
     """One line for each job (RFC 4180), the last attempt's answer in it.
 
     A value that a spreadsheet would take for a formula gets an apostrophe before it.
     """
-    writer = csv.DictWriter(out, COLUMNS, lineterminator="\r\n")
+    await write_csv_rows((job_row(job) async for job in jobs), COLUMNS, out)
+
+
+async def write_csv_rows(
+    rows: AsyncIterator[dict[str, Any]], columns: Sequence[str], out: TextIO
+) -> None:
+    """Rows as CSV (RFC 4180), harmless to a spreadsheet as with `write_csv`.
+
+    Args:
+        rows: the values by column; others are left out.
+        columns: the columns, in order.
+        out: where to.
+    """
+    writer = csv.DictWriter(out, columns, lineterminator="\r\n")
     writer.writeheader()
-    async for job in jobs:
-        record = job_record(job)
-        last = record["attempts"][-1] if record["attempts"] else {}
-        row = record | last | {"attempts": len(record["attempts"])}
-        writer.writerow({column: _harmless(row.get(column)) for column in COLUMNS})
+    async for row in rows:
+        writer.writerow({column: _harmless(row.get(column)) for column in columns})
+
+
+async def write_markdown(
+    rows: AsyncIterator[dict[str, Any]], columns: Sequence[str], out: TextIO
+) -> None:
+    """Rows as a table of GitHub Flavored Markdown, written as they come.
+
+    Args:
+        rows: the values by column; others are left out.
+        columns: the columns, in order.
+        out: where to.
+    """
+    out.write(markdown.header(columns, frozenset({"attempts"})))
+    async for row in rows:
+        cells = (row.get(column) for column in columns)
+        out.write(markdown.row("" if value is None else str(value) for value in cells))
+
+
+def job_row(job: Job) -> dict[str, Any]:
+    """A job's fields on one line: its attempts are a number, and the last one's answer is told."""
+    record = job_record(job)
+    last = record["attempts"][-1] if record["attempts"] else {}
+    return record | last | {"attempts": len(record["attempts"])}
+
+
+def run_row(run: Run) -> dict[str, Any]:
+    """A run's fields on one line, each count a field of its own."""
+    return run_record(run) | {str(state): run.counts.get(state, 0) for state in JobState}
 
 
 def _harmless(value: Any) -> Any:

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from rich import markup
+from rich.console import Group
 from rich.table import Table
 
 from scheduler.review.records import timestamp
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
     from scheduler.marks import Mark
+    from scheduler.review.sections import Section
     from scheduler.selection import Decision
     from worker.ledger import Job, Kept, Run
     from worker.modelarts import Pool
@@ -301,3 +303,32 @@ def schedule(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
                 lines.append(f"      {escape(told)}")
         table.add_row(escape(row["policy"]), "\n".join(lines))
     return table
+
+
+def section(found: Section) -> RenderableType:
+    """A section of a report, with its title and note."""
+
+    def wide() -> Table:
+        table = _stacked(*found.headers)
+        _right(table, *found.numbers)
+        for row in found.rows:
+            table.add_row(*map(escape, row))
+        return table
+
+    def narrow() -> Table:
+        lead, rest = found.headers[: found.lead], found.headers[found.lead :]
+        table = _stacked(*lead, *([", ".join(rest)] if rest else []))
+        _right(table, *found.numbers)
+        for row in found.rows:
+            cells = [escape(text) for text in row]
+            lines = cells[found.lead : found.lead + 1]
+            lines += [f"[dim]{text}[/]" for text in cells[found.lead + 1 :]]
+            table.add_row(*cells[: found.lead], *(["\n".join(lines)] if rest else []))
+        return table
+
+    parts: list[RenderableType] = [f"[bold]{escape(found.title)}[/]"]
+    if found.rows:
+        parts.append(_ByWidth(wide, narrow, 150))
+    if found.note:
+        parts.append(f"[dim]{escape(found.note)}[/]")
+    return Group(*parts)

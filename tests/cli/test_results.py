@@ -14,13 +14,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import typer
 from redis.asyncio import Redis
 
+from scheduler.cli.errors import UsageError
+from scheduler.cli.results import results
 from tests.cli.conftest import CONTROL, ESCAPE, POOLSWEEP, Ended, User
 from worker import embedded_redis
 from worker.ledger import (
     Attempt,
     JobState,
+    Kept,
     Ledger,
     Move,
     NewJob,
@@ -55,6 +59,7 @@ async def _make(url: str) -> tuple[str, str]:
         ledger = Ledger(redis)
         run_id = new_run_id(datetime.now(UTC))
         await ledger.create(NewRun(run_id, Source.CLI, ENDPOINT, "alice", "no longer needed"))
+        await ledger.keep(run_id, [Kept(PROJECT, pool(50), "=1+1", "protected: by a|tag")])
         jobs = [NewJob(PROJECT, pool(n), f"Pool {n}", chosen="asked for by name") for n in range(7)]
         jobs[0] = NewJob(PROJECT, LONGEST, "Größter", "2026-01-01T00:00:00Z", "f", "expired")
         jobs[3] = NewJob(PROJECT, pool(3), "=HYPERLINK(1)", chosen="asked for by name")
@@ -109,7 +114,13 @@ def told(alice: User, run_ids: tuple[str, str]) -> dict[str, Ended]:
     run_id, _ = run_ids
     commands = {
         "json": partial(alice.run, "results", run_id, "--json"),
+        "jsonl": partial(alice.run, "results", run_id, "--jsonl"),
         "csv": partial(alice.run, "results", run_id, "--csv"),
+        "markdown": partial(alice.run, "results", run_id, "--markdown"),
+        "kept": partial(alice.run, "results", run_id, "--kept"),
+        "kept jsonl": partial(alice.run, "results", run_id, "--kept", "--jsonl"),
+        "kept csv": partial(alice.run, "results", run_id, "--kept", "--csv"),
+        "kept markdown": partial(alice.run, "results", run_id, "--kept", "--markdown"),
         "table": partial(alice.run, "results", run_id),
         "failed": partial(alice.run, "results", run_id, "--outcome", "failed"),
         "cancelled": partial(alice.run, "results", run_id, "--outcome", "cancelled"),
@@ -189,6 +200,7 @@ def test_a_run_and_its_jobs_are_one_json_object(document: dict[str, Any], run_id
         "reason": "the pool is gone",
         "chosen": "expired",
         "pool_created_at": "2026-01-01T00:00:00Z",
+        "nodes": None,
         "attempts": [
             {
                 "at": "2026-01-01T00:00:00.123Z",
@@ -246,6 +258,46 @@ def test_the_jobs_are_lines_of_csv(told: dict[str, Ended], run_id: str) -> None:
     assert rows[3]["reason"] == AWKWARD
     assert rows[3]["name"] == "'=HYPERLINK(1)", "a spreadsheet would run it"
     assert rows[6]["attempts"] == "0"
+
+
+def test_the_jobs_are_lines_of_json(told: dict[str, Ended], document: dict[str, Any]) -> None:
+    assert [json.loads(line) for line in told["jsonl"].lines] == document["jobs"]
+
+
+def test_the_jobs_are_a_table_of_markdown(told: dict[str, Ended]) -> None:
+    lines = told["markdown"].lines
+    assert lines[0] == "| outcome | pool\\_name | name | attempts | reason |"
+    assert lines[1] == "| --- | --- | --- | --: | --- |"
+    assert lines[2] == f"| deleted | {LONGEST} | Größter | 3 | the pool is gone |"
+    assert lines[8] == f"| pending | {pool(6)} | Pool 6 | 0 |  |"
+    assert len(lines) == 9
+
+
+def test_the_kept_pools_are_told_in_every_form(told: dict[str, Ended]) -> None:
+    assert "protected: by a|tag" in told["kept"].out
+    (line,) = told["kept jsonl"].lines
+    record = {
+        "project_id": PROJECT,
+        "pool_name": pool(50),
+        "name": "=1+1",
+        "reason": "protected: by a|tag",
+    }
+    assert json.loads(line) == record
+    (row,) = csv.DictReader(io.StringIO(told["kept csv"].out, newline=""))
+    assert row == record | {"name": "'=1+1"}
+    assert told["kept markdown"].lines[2:] == [
+        f"| {PROJECT} | {pool(50)} | =1+1 | protected: by a\\|tag |"
+    ]
+
+
+@pytest.mark.parametrize(
+    "flags", [("--json", "--jsonl"), ("--csv", "--markdown"), ("--kept", "--outcome", "failed")]
+)
+def test_only_one_form_is_accepted(flags: tuple[str, ...]) -> None:
+    holder = typer.Typer()
+    holder.command()(results)
+    with pytest.raises(UsageError, match="only one of them is accepted"):
+        typer.main.get_command(holder)(("a-run", *flags), standalone_mode=False)
 
 
 def test_only_failures_are_shown_when_asked_for(told: dict[str, Ended]) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class JobState(StrEnum):
-    """The states of a job's life; see the README for what each outcome means."""
+    """The states of a job's life; docs/outcomes.md says what each outcome means."""
 
     PENDING = "pending"
     LEASED = "leased"
@@ -89,6 +89,7 @@ class NewJob:
         fingerprint: the fingerprint of the pool when it was chosen; empty: no precondition.
         chosen: why it was chosen.
         check_nodes: whether nobody has looked yet how its nodes are paid for.
+        nodes: the pool's own nodes by flavor when it was chosen; None: not known.
     """
 
     project_id: str
@@ -98,6 +99,7 @@ class NewJob:
     fingerprint: str = ""
     chosen: str = ""
     check_nodes: bool = False
+    nodes: dict[str, int] | None = None
 
     def record(self) -> str:
         """The job's first record."""
@@ -111,6 +113,7 @@ class NewJob:
                 "chosen": self.chosen,
                 "state": JobState.PENDING,
                 **({"check_nodes": True} if self.check_nodes else {}),
+                **({} if self.nodes is None else {"nodes": self.nodes}),
             },
             ensure_ascii=False,
             separators=(",", ":"),
@@ -136,6 +139,7 @@ class Job:
     blocked_ms: int
     done_ms: int
     attempts: tuple[Attempt, ...]
+    nodes: dict[str, int] | None = None
 
     @property
     def job_id(self) -> str:
@@ -162,6 +166,7 @@ class Job:
             blocked_ms=record.get("blocked", 0),
             done_ms=record.get("done", 0),
             attempts=tuple(Attempt(*packed) for packed in record.get("attempts", ())),
+            nodes=record.get("nodes"),
         )
 
 
