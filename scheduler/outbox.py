@@ -20,7 +20,7 @@ import aiohttp
 import structlog
 
 from scheduler.notices import Notice, braked, ended, lost, message, wanted
-from worker.ledger import HALF_MADE_S, RunNotFoundError, keys
+from worker.ledger import HALF_MADE_S, RunNotFoundError, SchemaError, keys
 from worker.modelarts.answers import parse_retry_after
 from worker.retry import GiveUp, RetryPolicy, backoff_s, decide
 from worker.settings import SettingsError
@@ -370,6 +370,8 @@ class RunWatch:
             notify, policy, since_ms = json.loads(text)
             try:
                 run = await ledger.run(run_id)
+            except SchemaError:
+                continue  # it is a newer version's, and so is the telling
             except RunNotFoundError:
                 now_ms = await self._now_ms()
                 if now_ms - since_ms < self._lost_after_s * 1000:

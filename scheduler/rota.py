@@ -22,7 +22,7 @@ from scheduler.sweep import carry_out, night_run_id, plan_policy
 from worker.cancellation import cancel
 from worker.health import Health, answers
 from worker.leader import Leadership, process_name
-from worker.ledger import RunNotFoundError, RunState, Source, keys
+from worker.ledger import RunNotFoundError, RunState, SchemaError, Source, keys, schema
 from worker.metrics import gauge
 from worker.modelarts import ApiError, AuthError
 from worker.projects import Directory
@@ -109,6 +109,13 @@ class Rota:
             NotLeadingError: another leads.
             RedisError: the next step goes on.
         """
+        try:
+            await schema.check(self._office.redis)
+        except SchemaError as error:
+            if self._led is not False:
+                log.error("scheduler_left_to_newer_version", reason=str(error))
+            await self._leadership.resign()
+            raise NotLeadingError from None
         if not await self._leadership.leads():
             raise NotLeadingError
         if not self._led:

@@ -21,7 +21,7 @@ from scheduler.review.records import (
     write_csv,
     write_json,
 )
-from worker.ledger import Attempt, Job, JobState, NewJob, Run
+from worker.ledger import Attempt, Job, JobState, NewJob, NewRun, Run, Source
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -115,6 +115,15 @@ def test_a_run_is_told_whole() -> None:
         "projects": [],
         "note": "",
     }
+
+
+@pytest.mark.parametrize(("most", "percent"), [(None, None), (0, None), (None, 12.5), (7, 100.0)])
+def test_a_run_has_the_brakes_that_it_was_given(most: int | None, percent: float | None) -> None:
+    new = NewRun(RUN.run_id, Source.CLI, "", max_failures=most, max_failure_percent=percent)
+    fields = {name: str(value) for name, value in new.fields().items()}
+    later = {"state": "running", "total": "0", "created_ms": "1"}
+    run = Run.parse(RUN.run_id, fields | later)
+    assert (run.max_failures, run.max_failure_percent) == (most, percent)
 
 
 def test_a_job_is_told_with_each_of_its_calls() -> None:

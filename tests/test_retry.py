@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.retry import GiveUp, RetryPolicy, Wait, backoff_s, decide
+from worker.retry import (
+    LONGEST_ASKED_S,
+    GiveUp,
+    RetryPolicy,
+    Wait,
+    backoff_s,
+    decide,
+    tried_s,
+)
 
 POLICY = RetryPolicy(max_attempts=8, max_total_s=3_600, base_s=1, cap_s=60)
 
@@ -31,6 +40,19 @@ def decided(
         backoff_s=backoff_s,
         retry_after_s=retry_after_s,
     )
+
+
+@given(st.lists(st.integers(0, 10**8), min_size=1, max_size=8).map(sorted))
+def test_only_the_waits_of_retries_count_for_how_long_a_job_was_tried(moments: list[int]) -> None:
+    tried = tried_s(POLICY, moments)
+    assert 0 <= tried <= (moments[-1] - moments[0]) / 1000 + 1e-6
+    assert tried <= LONGEST_ASKED_S * (len(moments) - 1)
+    if all(b - a <= 60_000 for a, b in pairwise(moments)):
+        assert tried == pytest.approx((moments[-1] - moments[0]) / 1000)
+
+
+def test_hours_in_the_queue_of_a_long_run_are_no_hours_of_trying() -> None:
+    assert tried_s(POLICY, [0, 5_000, 3 * 3_600_000]) == 5 + LONGEST_ASKED_S
 
 
 @patient

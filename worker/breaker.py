@@ -24,6 +24,10 @@ WINDOW_S: Final = 30
 """How far back calls count: this second and those before it, so many in all."""
 LEAST_FAILURES: Final = 10
 """Fewer failures in the window open nothing; nor do those that are less than half of the calls."""
+LEAST_IN_A_ROW: Final = 3
+ROW_S: Final = 5.0
+"""So many failures in a row over so long open it too: a cloud that answers nothing, or one list for
+all jobs, fails seldom."""
 FIRST_PAUSE_S: Final = 5.0
 """From the opening to the first probe; each probe that fails doubles the pause."""
 LONGEST_PAUSE_S: Final = 60.0
@@ -135,6 +139,7 @@ class _Breaker:
         self._draw = draw
         self._log = log.bind(project_id=project_id)
         self._recent = _Recent()
+        self._row, self._row_since = 0, 0.0  # the failures since the last success
         self._outages = 0
         self._opened_at: float | None = None
         self._closed_at = -math.inf
@@ -166,7 +171,10 @@ class _Breaker:
         now = self._clock()
         if self._opened_at is None:
             self._recent.add(now, ok=ok)
-            if not ok and self._recent.are_bad():
+            self._row_since = self._row_since if self._row else now
+            self._row = 0 if ok else self._row + 1
+            in_a_row = self._row >= LEAST_IN_A_ROW and now - self._row_since >= ROW_S
+            if not ok and (self._recent.are_bad() or in_a_row):
                 self._open(now)
         elif ok:  # the probe's, or one's that was given up for lost
             self._close(now)
@@ -192,7 +200,7 @@ class _Breaker:
         self._log.warning(
             "circuit_opened", failed=failed, calls=calls, pause_s=round(self._pause_s, 1)
         )
-        self._recent = _Recent()
+        self._recent, self._row = _Recent(), 0
 
     def _close(self, now: float) -> None:
         opened_at = now if self._opened_at is None else self._opened_at

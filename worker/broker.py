@@ -68,6 +68,7 @@ def make_app(settings: Settings, endpoints: Sequence[str]) -> Celery:
         result_backend=None,
         task_acks_late=True,
         task_reject_on_worker_lost=True,
+        worker_consumer="worker.consumer:Consumer",
         worker_prefetch_multiplier=1,
         worker_pool="threads",
         worker_concurrency=settings.worker_batches,

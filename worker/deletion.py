@@ -25,13 +25,13 @@ from worker.modelarts import (
     classify,
     nodes_obstacle,
 )
-from worker.retry import GiveUp, RetryPolicy, backoff_s, decide
+from worker.retry import GiveUp, RetryPolicy, backoff_s, decide, tried_s
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from worker.breaker import Admission
-    from worker.inventory import Inventory
+    from worker.inventory import Inventory, Sight
     from worker.ledger import Job
     from worker.limiter import Limiter
     from worker.modelarts import Answer, Pool
@@ -75,6 +75,10 @@ class LeaseLostError(Exception):
     """The job is another worker's by now."""
 
 
+class _TurnMissedError(Exception):
+    """The call came to nothing in its time: the pool is looked at anew, and a slot waited for."""
+
+
 class _PausedError(Exception):
     """No call may be made for now; the text says why."""
 
@@ -85,8 +89,14 @@ ABSENT = "absent"
 MOST_LOOKS = 3
 """Reads in a row that may be too old when they arrive, or when the call's turn comes."""
 
-PAUSED_WAIT_S = 1.0
+PAUSED_WAIT_S = 5.0
 """A job that finds its project paused is looked at again after so long."""
+
+LEAST_WAIT_S = 1.0
+"""No job comes back from the ledger sooner."""
+
+TURN_S = 0.5
+"""A slot that is not used for so long, as when signing in takes its time, is lost."""
 
 
 def judge(job: Job, pool: Pool | None) -> tuple[JobState, str] | None:
@@ -128,6 +138,8 @@ class Deleter:
         in_flight: how many jobs of one project have a call under way, or are next in line, at
             once in this process. Each project has its own bound, so that one whose calls take long
             leaves the others theirs.
+        longest_line: so many jobs of one project may wait for their turn in this process, if that
+            is more than a second ahead; others go back to the ledger and leave room.
         inline_wait_s: backoffs up to this many seconds are waited here; longer ones are the
             ledger's.
         blocked_wait_s: seconds until a pool that waits for its sub-pools is looked at again.
@@ -145,6 +157,7 @@ class Deleter:
         pause: PauseWatch,
         policy: RetryPolicy,
         in_flight: int,
+        longest_line: int,
         inline_wait_s: float,
         blocked_wait_s: float,
         verify_deadline_s: float,
@@ -156,6 +169,7 @@ class Deleter:
         self._recorder = recorder
         self._pause = pause
         self._policy = policy
+        self._longest_line = longest_line
         self._breakers = Breakers()
         self._lanes = defaultdict[str, _Lane](lambda: _Lane(asyncio.Semaphore(in_flight)))
         self._inline_wait_s = inline_wait_s
@@ -216,6 +230,9 @@ class _Task:
         self._alone = alone
         self._attempts = list(job.attempts)
         self._renewed = False
+        self._is_news = True
+        self._sight: Sight | None = None
+        self._turn = 0.0
         self.log = log.bind(
             run_id=job.run_id,
             job_id=job.job_id,
@@ -240,8 +257,10 @@ class _Task:
                 attempt, verdict = _attempt(answer), classify(answer)
             except _PausedError as error:
                 return await self._wait(str(error), PAUSED_WAIT_S)
+            except _TurnMissedError:
+                continue
             except CircuitOpenError as error:
-                return await self._wait(str(error), max(error.wait_s, PAUSED_WAIT_S))
+                return await self._wait(str(error), max(error.wait_s, LEAST_WAIT_S))
             except LongWaitError as error:
                 # Back before its turn could come, so that no slot is missed for want of a job.
                 wait_s = min(error.wait_s, PATIENCE_S) / 2
@@ -264,7 +283,9 @@ class _Task:
         """
         deleter, project_id = self._deleter, self._job.project_id
         lane = deleter._lanes[project_id]
-        if (wait_s := deleter._limiter.wait_s(project_id, lane.line)) > PATIENCE_S:
+        wait_s = deleter._limiter.wait_s(project_id, lane.line)
+        is_full = lane.line >= deleter._longest_line and wait_s > LEAST_WAIT_S
+        if is_full or wait_s > PATIENCE_S:
             raise LongWaitError(wait_s)
         lane.line += 1
         try:
@@ -273,8 +294,9 @@ class _Task:
                     try:
                         yield admission
                     except ApiError as error:
-                        if error is not lane.failure:
-                            lane.failure = error
+                        self._is_news = error is not lane.failure
+                        lane.failure = error
+                        if self._is_news:
                             admission.report(ok=is_well(error.answer))
                         raise
         finally:
@@ -303,6 +325,7 @@ class _Task:
         deleter, job = self._deleter, self._job
         if not job.fingerprint:
             await deleter._limiter.permit(job.project_id, patient=False)
+            self._turn = asyncio.get_running_loop().time()
             return None
         waited = False
         for _ in range(MOST_LOOKS):
@@ -313,9 +336,12 @@ class _Task:
             await deleter._limiter.permit(job.project_id, urgent=waited, patient=False)
             if end := await self._nodes_in_the_way():
                 return end
+            self._turn = asyncio.get_running_loop().time()
+            self._sight = sight
             if deleter._inventory.is_fresh(sight):
                 return None
             if newer := deleter._inventory.known(job.project_id, job.pool_name):
+                self._sight = newer
                 return judge(job, newer.pool)
             waited = True
         return JobState.PENDING, "waits until the cloud answers fast enough to be sure of the pool"
@@ -340,19 +366,28 @@ class _Task:
         return (JobState.SKIPPED, why) if why else None
 
     async def _call(self, admission: Admission) -> Answer:
-        number = self._job.number
+        answer = await self._deleter._client.delete_pool(
+            self._job.project_id, self._job.pool_name, before=lambda: self._check(admission)
+        )
+        self._is_news = True
+        admission.report(ok=is_well(answer))
+        return answer
+
+    def _check(self, admission: Admission) -> None:
+        """See that the call may be made: the last look, once it is signed, which may take long."""
+        number, inventory = self._job.number, self._deleter._inventory
         if not self._lease.holds(number):
             raise LeaseLostError
         self._heed_pause()
         admission.check()
+        is_late = asyncio.get_running_loop().time() - self._turn > TURN_S
+        if is_late or (self._sight is not None and not inventory.is_fresh(self._sight)):
+            raise _TurnMissedError
         self._lease.calling[number] = time.time_ns() // 1_000_000
-        answer = await self._deleter._client.delete_pool(self._job.project_id, self._job.pool_name)
-        admission.report(ok=is_well(answer))
-        return answer
 
     async def _handle(self, attempt: Attempt, verdict: Verdict) -> bool:
         """Record what an attempt came to. Returns whether to go on trying here."""
-        if not verdict.throttled:
+        if not (verdict.throttled and self._is_news):
             return await self._settle(attempt, verdict)
         # All slow down at once, and yet the record does not depend on it.
         limiter, project_id = self._deleter._limiter, self._job.project_id
@@ -395,7 +430,7 @@ class _Task:
         decision = decide(
             policy,
             attempts=len(made),
-            elapsed_s=(attempt.at_ms - made[0].at_ms) / 1000,
+            elapsed_s=tried_s(policy, [each.at_ms for each in made]),
             backoff_s=backoff_s(policy, len(made)),
             retry_after_s=retry_after_s,
         )

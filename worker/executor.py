@@ -38,10 +38,12 @@ class Site:
     Attributes:
         deleter: carries out one job.
         feed: asked for a run's next batches as soon as one is claimed.
+        recorder: where moves go: the deleter's own, so that they keep their order.
     """
 
     deleter: Deleter
     feed: Feed
+    recorder: Recorder
 
 
 class Executor:
@@ -51,7 +53,6 @@ class Executor:
         sites: the APIs that this worker is configured for, by base URL; it touches no run against
             another.
         ledger: where the jobs are.
-        recorder: where moves go.
         pause: the kill switch; it must be known before the first call.
         settings: lease, batch time and shutdown time.
     """
@@ -61,13 +62,11 @@ class Executor:
         *,
         sites: Mapping[str, Site],
         ledger: Ledger,
-        recorder: Recorder,
         pause: PauseWatch,
         settings: Settings,
     ) -> None:
         self._sites = sites
         self._ledger = ledger
-        self._recorder = recorder
         self._pause = pause
         self._settings = settings
         self._cancelled_runs = CancelledRuns(ledger)
@@ -118,7 +117,7 @@ class Executor:
                 await self._ask_for_more(site, run)
                 await self._carry_out(site, jobs, lease)
         finally:
-            await self._give_back(lease, run.endpoint)
+            await self._give_back(lease, run.endpoint, site.recorder)
 
     async def _ask_for_more(self, site: Site, run: Run) -> None:
         try:
@@ -182,7 +181,7 @@ class Executor:
                 lease.held.discard(number)
                 tasks[number].cancel()
 
-    async def _give_back(self, lease: Lease, endpoint: str) -> None:
+    async def _give_back(self, lease: Lease, endpoint: str, recorder: Recorder) -> None:
         """Return what is still held to the ledger, which sends it again."""
         moves = [
             Move(
@@ -200,4 +199,4 @@ class Executor:
         if moves:
             GIVEN_BACK.labels(endpoint).inc(len(moves))
             log.info("jobs_given_back", run_id=lease.run_id, count=len(moves))
-            await asyncio.gather(*(self._recorder.record(lease.run_id, move) for move in moves))
+            await asyncio.gather(*(recorder.record(lease.run_id, move) for move in moves))

@@ -1,6 +1,6 @@
 """From the ledger to the broker: which batches are sent, and when.
 
-The broker carries only a run's next half minute of work. Workers ask for more as they claim, and
+The broker carries only a run's next seconds of work. Workers ask for more as they claim, and
 the reconciler asks once a second for whatever is due, so messages are a wake-up call and never
 the record: losing or repeating one changes nothing but the time.
 """

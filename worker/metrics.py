@@ -120,8 +120,9 @@ class MeteredClient(ModelArtsClient):
         path: str,
         limit: int = SMALL_BODY,
         parse: Callable[[bytes], ErrorBody] = parse_error_body,
+        before: Callable[[], None] | None = None,
     ) -> tuple[Answer, dict[str, Any] | None]:
-        found = await super()._call(method, project_id, path, limit, parse)
+        found = await super()._call(method, project_id, path, limit, parse, before)
         answer = found[0]
         key = (method, answer.status or answer.failure)
         try:

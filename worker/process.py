@@ -28,7 +28,6 @@ from worker.modelarts_client import make_client, make_limiter
 from worker.pause import PauseWatch, pauses
 from worker.projects import Directory
 from worker.reconciler import Reconciler, live_workers
-from worker.recorder import Recorder
 from worker.redis_connection import connect
 from worker.retry import RetryPolicy
 from worker.settings import Settings, settings
@@ -88,7 +87,6 @@ class WorkerProcess:
                 for endpoint in directory.endpoints
             },
             ledger=ledger,
-            recorder=Recorder(ledger),
             pause=self._pause,
             settings=config,
         )
@@ -131,6 +129,8 @@ class WorkerProcess:
                 cap_s=config.backoff_cap_s,
             ),
             in_flight=config.in_flight,
+            # A quarter of what the process can hold is always for others.
+            longest_line=config.worker_batches * config.batch_size * 3 // 4,
             inline_wait_s=config.inline_wait_s,
             blocked_wait_s=config.verify_interval_s,
             verify_deadline_s=config.verify_deadline_s,
@@ -139,7 +139,7 @@ class WorkerProcess:
         self._clients.append(client)
         self._reconcilers.append(reconciler)
         self._limits.append((endpoint, limiter, deleter.breakers))
-        return Site(deleter, feed)
+        return Site(deleter, feed, recorder)
 
     def _watch(self) -> None:
         self._watching = self._loop.create_task(self._pause.run())

@@ -25,7 +25,7 @@ from pydantic_core import PydanticCustomError
 
 from worker.limiter import Quota
 from worker.modelarts import AccessKey, Endpoint, IamUser, Token, validate_project_id
-from worker.settings import SettingsError
+from worker.settings import LEAST_RATE, SettingsError
 from worker.yaml_source import YamlError, read_yaml
 
 if TYPE_CHECKING:
@@ -145,7 +145,9 @@ class Project(_Part):
     insecure_http: bool = False
     endpoint: str | None = None
     credentials: CredentialsRef | None = None
-    rate_limit: Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)] | None = None
+    rate_limit: Annotated[float, Field(ge=LEAST_RATE, le=100_000, allow_inf_nan=False)] | None = (
+        None
+    )
     rate_burst: Annotated[int, Field(ge=1, le=100_000)] | None = None
 
     @field_validator("id")

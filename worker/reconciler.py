@@ -182,6 +182,8 @@ class Reconciler:
             await self._tell_jobs(run)
         except RedisError as error:
             log.warning("redis_unreachable", reason=str(error))
+        except RunNotFoundError as error:  # lost since
+            log.warning("run_lost", run_id=run.run_id, reason=str(error))
         log.info(
             "run_ended",
             run_id=run.run_id,

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from redis.backoff import FullJitterBackoff
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+LONGEST_ASKED_S = 600.0
+"""The longest wait that the cloud is taken to have asked for, as the limiter has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +61,22 @@ def backoff_s(policy: RetryPolicy, attempts: int) -> float:
     return float(FullJitterBackoff(policy.cap_s, policy.base_s).compute(attempts - 1))
 
 
+def tried_s(policy: RetryPolicy, moments_ms: Sequence[int]) -> float:
+    """For how long a job has been tried.
+
+    Args:
+        policy: the bounds.
+        moments_ms: when its calls were answered, in ms.
+
+    Returns:
+        Seconds from the first call to the last, without what it waited for other reasons than its
+        retries: its turn in a long run, a pause, an outage.
+    """
+    longest_s = max(policy.cap_s, LONGEST_ASKED_S)
+    gaps_s = ((later - earlier) / 1000 for earlier, later in pairwise(moments_ms))
+    return sum(min(max(0.0, gap_s), longest_s) for gap_s in gaps_s)
+
+
 def decide(
     policy: RetryPolicy,
     *,
@@ -66,7 +90,7 @@ def decide(
     Args:
         policy: the bounds.
         attempts: calls made so far.
-        elapsed_s: seconds since the first.
+        elapsed_s: for how long it was tried, in seconds: see `tried_s`.
         backoff_s: the random wait drawn for this attempt, in seconds.
         retry_after_s: what the cloud asked for, in seconds.
 

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ENV_PREFIX = "POOLSWEEP_"
-LEAST_RATE = 0.01
+WINDOW_S = 5
+LEAST_RATE = 0.2
+"""A pool is read and then deleted, each in its turn, before what was read is too old."""
 
 Seconds = Annotated[float, Field(gt=0, le=7 * 86_400, allow_inf_nan=False)]
 
@@ -109,6 +111,9 @@ class Settings(BaseSettings):
     intake_tls_cert: Path | None = None
     intake_tls_key: Path | None = None
 
+    review_host: str = "127.0.0.1"
+    review_port: int = Field(default=8081, ge=0, le=65_535)
+
     metrics_port: int | None = Field(default=None, ge=0, le=65_535)
     """Where `/metrics`, `/healthz` and `/readyz` are served; unset: nowhere."""
     metrics_host: str = "127.0.0.1"
@@ -145,6 +150,12 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _times_fit_together(self) -> Self:
+        if 0 < self.rate_limit < 2 / self.precondition_max_age_s:
+            raise ValueError(
+                f"POOLSWEEP_RATE_LIMIT: {self.rate_limit:g} is too low for pools that are to be "
+                "read and deleted within POOLSWEEP_PRECONDITION_MAX_AGE_S; accepted: at least "
+                f"{2 / self.precondition_max_age_s:g}"
+            )
         longest_s = self.batch_max_s + self.shutdown_s  # a batch, and the end of its last calls
         if self.visibility_timeout_s < 2 * longest_s:
             raise ValueError(
@@ -317,7 +328,7 @@ class Settings(BaseSettings):
     def window(self, projects: int) -> int:
         """Jobs of one run that may be with the broker and the workers at once.
 
-        Half a minute of work at the rate limit: enough to keep the workers busy, few enough
+        A few seconds of work at the rate limit: enough to keep the workers busy, few enough
         that a message is worked on before its job counts as lost, that a cancelled run ends
         soon, and that one large run leaves room for others.
 
@@ -327,7 +338,7 @@ class Settings(BaseSettings):
         """
         if self.rate_limit == 0:
             return max(2 * self.batch_size, 5_000)
-        wanted = math.ceil(30 * self.rate_limit * max(1, projects))
+        wanted = math.ceil(WINDOW_S * self.rate_limit * max(1, projects))
         return max(2 * self.batch_size, min(5_000, wanted))
 
 

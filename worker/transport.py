@@ -2,17 +2,22 @@
 
 When Redis goes, Celery clears away the connection, perhaps in two goes, and later those who hold
 messages of it are done with them. Kombu's own transport would raise an AttributeError then, which
-ends the process. A message that is noted as held comes again by itself.
+ends the process. A message that is noted as held comes again by itself. What lies in a queue and is
+no message at all would end the process too.
 """
 
 from __future__ import annotations
 
+from queue import Empty
 from typing import Any
 
+import structlog
 from celery.app.amqp import AMQP
 from kombu.connection import Connection
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
+
+log = structlog.get_logger(__name__)
 
 
 class QoS(kombu_redis.QoS):
@@ -48,6 +53,17 @@ class Channel(kombu_redis.Channel):
     """A channel whose messages may be let go of when their connection has gone."""
 
     QoS = QoS
+    connection_errors: tuple[type[Exception], ...]
+
+    def _brpop_read(self, **options: Any) -> Any:
+        try:
+            return super()._brpop_read(**options)  # type: ignore[no-untyped-call]
+        except (Empty, *self.connection_errors, *self.connection.channel_errors):
+            raise
+        except Exception as error:
+            # It has been taken off the queue by now, and comes no more.
+            log.error("message_unreadable", reason=repr(error)[:300])
+            raise Empty from None
 
 
 def amqp(channel: type[Channel] = Channel) -> type[AMQP]:

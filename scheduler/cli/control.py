@@ -58,9 +58,14 @@ async def _resume(scope: str) -> None:
         await _tell(await pauses.pauses(redis))
 
 
+def sentence(pause: pauses.Pause) -> str:
+    """What is paused, by whom and why."""
+    return f"{str(pause)[:1].upper()}{str(pause)[1:]}"
+
+
 async def _tell(found: dict[str, pauses.Pause]) -> None:
     for each in found.values():
-        say(f"{str(each)[:1].upper()}{str(each)[1:]}")
+        say(sentence(each))
     if not found:
         say("Nothing is paused.")
 

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from scheduler.cli.control import sentence
 from scheduler.cli.errors import UsageError
 from scheduler.cli.forms import Form, chosen
 from scheduler.cli.session import open_ledger, say, say_json, stdout
 from scheduler.review import records, tables
 from worker.ledger import JobState
+from worker.pause import pauses
 from worker.settings import settings
 
 if TYPE_CHECKING:
@@ -106,17 +108,20 @@ def runs(
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many at most.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON list.")] = False,
 ) -> None:
-    """List the runs, newest first."""
+    """List the runs, newest first, and what is paused."""
     asyncio.run(_runs(limit, as_json))
 
 
 async def _runs(limit: int, as_json: bool) -> None:
-    async with open_ledger(settings()) as (_, ledger):
+    async with open_ledger(settings()) as (redis, ledger):
         found = await ledger.runs(limit=limit)
+        paused = await pauses(redis)
     if as_json:
         rows = [records.run_record(run) for run in found]
         say_json(rows)
     elif found:
         stdout.print(tables.runs(found))
+        for each in paused.values():
+            say(sentence(each))
     else:
         say("No runs yet.")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import RedisError
 
 from worker.cancellation import cancel
-from worker.ledger import RunNotFoundError
+from worker.ledger import RunNotFoundError, SchemaError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -117,6 +117,8 @@ class Lookout:
             await asyncio.sleep(LOOK_S)
             try:
                 view.show(await self._ledger.run(run_id))
+            except SchemaError:
+                break  # a newer version has taken it over; asked again, it is another's to answer
             except RunNotFoundError:
                 view.show(None)
             except RedisError:

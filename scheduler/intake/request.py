@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -30,7 +31,7 @@ from worker.modelarts.names import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 LARGEST = 1 << 20
 """Bytes of a request."""
@@ -205,6 +206,8 @@ def validate(data: Any) -> Request:
     """
     if any(depth > DEEPEST for depth in _depths(data)):
         raise RequestError([Fault("", f"no more than {DEEPEST} levels are accepted")])
+    if halves := [Fault(_pointer(steps), _NEEDED["string_unicode"]) for steps in _halves(data)]:
+        raise RequestError(halves)
     try:
         return Request.model_validate(data, strict=True)
     except ValidationError as error:
@@ -236,6 +239,32 @@ def _depths(data: Any) -> Iterator[int]:
                 waiting.extend((each, depth + 1) for each in inner)
 
 
+_HALF = re.compile("[\ud800-\udfff]")
+
+
+def _halves(data: Any) -> Iterator[tuple[str, ...]]:
+    """Where texts, or keys of objects, have halves of characters, which no record can hold."""
+    waiting: list[tuple[Any, tuple[str, ...]]] = [(data, ())]
+    while waiting:
+        part, steps = waiting.pop()
+        if isinstance(part, str):
+            if _HALF.search(part):
+                yield steps
+        elif isinstance(part, dict):
+            if any(isinstance(key, str) and _HALF.search(key) for key in part):
+                yield steps
+            waiting.extend((each, (*steps, str(key))) for key, each in part.items())
+        elif isinstance(part, list):
+            waiting.extend((each, (*steps, str(place))) for place, each in enumerate(part))
+
+
+def _pointer(steps: Iterable[str]) -> str:
+    """A JSON pointer (RFC 6901) of printable characters."""
+    return "".join(
+        "/" + step.replace("~", "~0").replace("/", "~1") for step in map(printable, steps)
+    )
+
+
 def _fault(data: Any, error: Any) -> Fault:
     """Pydantic's words as ours; its locations also name kinds of matchers, which JSON has not."""
     steps: list[str] = []
@@ -248,9 +277,7 @@ def _fault(data: Any, error: Any) -> Fault:
         else:
             continue
         steps.append(str(step))
-    pointer = "".join(
-        "/" + step.replace("~", "~0").replace("/", "~1") for step in map(printable, steps)
-    )
+    pointer = _pointer(steps)
     if needed := _NEEDED.get(error["type"]):
         return Fault(pointer, needed)
     message = error["msg"].removeprefix("Value error, ").rstrip(".")

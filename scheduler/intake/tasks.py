@@ -148,6 +148,8 @@ def _look_at(message: Any) -> None:
     args, kwargs = _arguments(payload)
     if not isinstance(args, list) or not isinstance(kwargs, dict):
         raise RefusedError("its arguments are not accepted: a list and an object")
+    if not _is_plain(payload):
+        raise RefusedError("it asks for more than this task: callbacks and chains are not accepted")
     check_fields(kwargs)
 
 
@@ -165,6 +167,15 @@ def _arguments(payload: Any) -> tuple[Any, Any]:
     if isinstance(payload, list) and len(payload) == 3:
         return payload[0], payload[1]
     return None, None
+
+
+def _is_plain(payload: Any) -> bool:
+    """Whether a message asks for nothing but its task, as far as its body says."""
+    options = payload[2] if isinstance(payload, list) else payload
+    if options is None:
+        return True
+    names = ("callbacks", "errbacks", "chain", "chord")
+    return isinstance(options, dict) and not any(options.get(name) for name in names)
 
 
 def _fields(message: Any) -> dict[str, Any]:

@@ -221,7 +221,8 @@ def test_random_requests_are_answered_as_the_document_says(api: Api) -> None:
     found = Findings(api, phases=only("fuzzing"))
     assert not found.wrong, "\n\n".join(found.wrong[:5])
     assert found.phases == {"fuzzing"}
-    assert set(found.answered["POST /v1/runs"]) >= {202, 422}
+    # What else came depends on the dice; at the bounds, below, every answer is asked for.
+    assert found.answered["POST /v1/runs"][202]
     assert set(found.answered["GET /v1/runs/{run_id}/jobs"]) >= {400, 404}
 
 

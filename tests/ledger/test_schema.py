@@ -138,6 +138,19 @@ async def test_a_schema_that_is_not_known_is_a_newer_one(
             await look
 
 
+async def test_a_list_of_runs_leaves_newer_versions_out_for_whoever_wants_to_hear_of_them(
+    ledger: Ledger, redis: Redis
+) -> None:
+    newer, known = [await running(ledger) for _ in range(2)]
+    await redis.hset(keys.run(newer), mapping={"schema": NEWER, "state": "a new one"})
+    told: list[SchemaError] = []
+    assert [run.run_id for run in await ledger.runs(unread=told.append)] == [known]
+    (error,) = told
+    assert newer in str(error)
+    with pytest.raises(SchemaError):
+        await ledger.runs()
+
+
 async def test_to_whoever_asks_for_it_a_newer_versions_run_is_not_there(
     ledger: Ledger, redis: Redis
 ) -> None:

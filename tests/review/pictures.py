@@ -8,17 +8,23 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
+from scheduler import prices
 from tests.review import browser
 from tests.review.scene import a_fortnight
 from tests.review.site import serving
 from worker import embedded_redis
 
-FOLDER = Path(__file__).parents[2] / "docs" / "screenshots"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "docs" / "screenshots"
+PRICES = prices.load(ROOT / "examples" / "prices.yaml")
 
 
 async def make(redis_url: str, driver: str) -> None:
     """Make them all."""
-    async with Redis.from_url(redis_url, decode_responses=True) as redis, serving(redis) as site:
+    async with (
+        Redis.from_url(redis_url, decode_responses=True) as redis,
+        serving(redis, prices=PRICES) as site,
+    ):
         run_id = await a_fortnight(site)
         pages = {"overview": "/", "run": f"/runs/{run_id}", "job": f"/runs/{run_id}/jobs/43"}
         async with browser.tab(driver) as tab:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tests.review.site import Site
 
 _DAY_MS = 86_400_000
+_NODES = {"modelarts.bm.gpu.8a100": 1, "modelarts.vm.cpu.4ud": 2}
 
 
 async def a_fortnight(site: Site) -> str:
@@ -30,7 +31,8 @@ async def a_fortnight(site: Site) -> str:
         deleted = chance.randrange(20, 90)
         states = [JobState.DELETED] * deleted + [JobState.FAILED] * failed
         states += [JobState.SKIPPED] * skipped + [JobState.ALREADY_DELETED] * chance.randrange(5)
-        run_id = await site.run(new_jobs(len(states)), policy="idle-pools", reason="nightly sweep")
+        jobs = new_jobs(len(states), nodes=_NODES)
+        run_id = await site.run(jobs, policy="idle-pools", reason="nightly sweep")
         await site.end(run_id, states)
         made_ms = now_ms - back * _DAY_MS
         # The ledger goes by the clock of Redis, which does not go back.
@@ -45,7 +47,7 @@ async def a_fortnight(site: Site) -> str:
         Kept(PROJECTS[0], pool_name(7_002), "new-lab", "younger than 7 d"),
     ]
     run_id = await site.run(
-        new_jobs(120),
+        new_jobs(120, nodes=_NODES),
         kept=kept,
         policy="idle-pools",
         reason="nightly sweep",

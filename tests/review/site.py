@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from scheduler.intake.clients import Clients
     from scheduler.intake.http import Bounds
+    from scheduler.prices import Prices
 
 SCRIPT = "<script>alert(1)</script>"
 
@@ -40,7 +41,9 @@ def pool_name(number: int) -> str:
     return f"pool-{number:032d}"
 
 
-def new_jobs(count: int, *, project: str = PROJECTS[0]) -> Iterable[NewJob]:
+def new_jobs(
+    count: int, *, project: str = PROJECTS[0], nodes: dict[str, int] | None = None
+) -> Iterable[NewJob]:
     return (
         NewJob(
             project,
@@ -49,6 +52,7 @@ def new_jobs(count: int, *, project: str = PROJECTS[0]) -> Iterable[NewJob]:
             created="2026-03-01T03:10:40Z",
             fingerprint="f" * 64,
             chosen="older than 30 d and idle",
+            nodes=nodes,
         )
         for number in range(count)
     )
@@ -115,6 +119,7 @@ async def serving(
     redis: Redis,
     *,
     clients: Callable[[], Clients] | None = None,
+    prices: Prices | None = None,
     bounds: Bounds = BOUNDS,
 ) -> AsyncIterator[Site]:
     """Serve the page on a free port."""
@@ -125,6 +130,7 @@ async def serving(
         clients=clients,
         quota=lambda _: Quota(10, 1),
         endpoints=(ENDPOINT,),
+        prices=prices,
         bounds=bounds,
     )
     runner = make_runner(make_app(parts), shutdown_s=1)

@@ -12,7 +12,7 @@ import pytest
 from redis.asyncio import Redis
 
 from scheduler.intake import clients
-from scheduler.review.web import overview, run_page
+from scheduler.review.web import freed, overview, run_page
 from scheduler.review.web.app import Parts, make_app
 from scheduler.review.web.pages import MARKS, words
 from scheduler.review.web.serving import Audience
@@ -23,6 +23,7 @@ from worker.limiter import AIM, Quota
 from worker.settings import Settings, SettingsError
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "review.md").read_text()
+PRICES = Path(__file__).parents[2] / "examples" / "prices.yaml"
 PICTURES = Path(__file__).parents[2] / "docs" / "screenshots"
 
 
@@ -35,8 +36,8 @@ def clients_path(tmp_path: Path) -> Path:
 
 
 def test_it_serves_until_it_is_stopped_and_leaves_nothing(tmp_path: Path, redis_url: str) -> None:
-    user = User(tmp_path, {"REDIS_URL": redis_url})
-    command = user.start("review", "--port", "0")
+    user = User(tmp_path, {"REDIS_URL": redis_url, "REVIEW_PORT": "0"})
+    command = user.start("review", "--prices", str(PRICES))
     assert command.stdout is not None
     line = command.stdout.readline()
     assert line.startswith("The review page is at http://127.0.0.1:")
@@ -77,11 +78,26 @@ def test_tokens_are_not_sent_in_the_clear_unless_that_is_said(clients_path: Path
 def test_a_port_in_use_is_told_of_by_its_number(tmp_path: Path, redis_url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
-        ended = User(tmp_path, {"REDIS_URL": redis_url}).run("review", "--port", port)
+        user = User(
+            tmp_path, {"REDIS_URL": redis_url, "REVIEW_HOST": "localhost", "REVIEW_PORT": "0"}
+        )
+        ended = user.run("review", "--port", port)
     assert ended.code == 2
     sentence = one_sentence(ended)
-    assert f"--host, --port: 127.0.0.1:{port} cannot be listened on" in sentence
+    assert f"localhost:{port} cannot be listened on" in sentence
     assert "accepted: an address of this machine with a port that is free" in sentence
+
+
+def test_a_price_file_that_is_none_is_told_of_before_anything_is_served(
+    tmp_path: Path, redis_url: str
+) -> None:
+    path = tmp_path / "prices.yaml"
+    path.write_text("currency: EUR\n")
+    user = User(tmp_path, {"REDIS_URL": redis_url, "REVIEW_PORT": "0"})
+    ended = user.run("review", "--prices", str(path))
+    assert ended.code == 2
+    assert "per_node_hour" in one_sentence(ended)
+    assert ended.out == ""
 
 
 # docs/review.md
@@ -113,6 +129,7 @@ def test_the_bounds_that_the_document_tells_are_those_there_are() -> None:
         f"{run_page.JOBS} jobs are on a page",
         f"failures are grouped over the first {run_page.FAILURES:,}",
         f"looks at {run_page.SCAN:,} jobs at a time",
+        f"Up to {freed.AT_ONCE:,} pools are added up for the page",
         f"latest {overview.SCAN} runs",
         f"more than {overview.MOST_MARKS:,}",
         f"of the last {overview.DAYS} days",

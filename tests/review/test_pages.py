@@ -22,6 +22,7 @@ from tests.intake.api import ENDPOINT, PROJECTS
 from tests.review.site import SCRIPT, Site, new_jobs, pool_name, serving
 from worker import pause
 from worker.ledger import JobState, Kept, NewJob, keys
+from worker.ledger.schema import SCHEMA
 from worker.limiter import Limiter
 from worker.modelarts import Precondition
 
@@ -144,7 +145,9 @@ async def test_a_run_tells_who_why_its_brakes_its_counts_and_what_its_plan_kept(
     site: Site, session: ClientSession
 ) -> None:
     kept = [Kept(PROJECTS[0], pool_name(9_000 + n), "prod", f"protected {n}") for n in range(12)]
-    run_id = await site.run(new_jobs(3), kept=kept, policy="idle", max_failures=7)
+    run_id = await site.run(
+        new_jobs(3), kept=kept, policy="idle", max_failures=7, max_failure_percent=12.5
+    )
     await site.end(run_id, [JobState.DELETED, JobState.SKIPPED])
     said = (await page(session, f"/runs/{run_id}")).said
     for sentence in (
@@ -152,7 +155,7 @@ async def test_a_run_tells_who_why_its_brakes_its_counts_and_what_its_plan_kept(
         "Asked for by jo",
         "Why no use",
         "Policy idle",
-        "more than 7 failed jobs",
+        "more than 7 failed jobs, or more than 12.5 % of the jobs tried",
         "protected 0",
         "All 12 with their reasons",
     ):
@@ -291,6 +294,28 @@ async def test_runs_have_pages_too(site: Site, session: ClientSession) -> None:
     assert sorted(found) == sorted(made)
 
 
+# Versions that meet
+
+
+@pytest.mark.parametrize("path", ["/", "/runs"])
+async def test_runs_of_a_newer_version_are_left_out_of_a_list_that_says_so(
+    site: Site, session: ClientSession, path: str
+) -> None:
+    newer, known, newest = [await site.run(new_jobs(1)) for _ in range(3)]
+    assert "newer poolsweep" not in (await page(session, path)).said
+    await site.redis.hset(keys.run(newer), "schema", str(SCHEMA + 1))
+    said = (await page(session, path)).said
+    assert "1 run of a newer poolsweep is left out: upgrade this one to see it." in said
+    assert newer not in said
+    assert known in said
+    assert newest in said
+    await site.redis.hset(keys.run(newest), "schema", str(SCHEMA + 1))
+    assert "2 runs of a newer poolsweep are left out" in (await page(session, path)).said
+    async with session.get(f"/runs/{newer}") as answer:
+        assert answer.status == 503
+        assert "upgrade this process" in await answer.text()
+
+
 # What must not get through
 
 
@@ -298,10 +323,11 @@ async def test_what_comes_from_outside_is_text_and_nothing_else(
     site: Site, session: ClientSession
 ) -> None:
     hostile = f"{SCRIPT}\"'\u202e\x1b[31m&"
-    job = NewJob(PROJECTS[0], pool_name(0), display_name=hostile, chosen=hostile)
+    pool, nodes = pool_name(0), {hostile: 1}
+    job = NewJob(PROJECTS[0], pool, display_name=hostile, chosen=hostile, nodes=nodes)
     kept = [Kept(PROJECTS[0], hostile, hostile, hostile)]
     run_id = await site.run(
-        [job],
+        [job, NewJob(PROJECTS[0], pool_name(1), nodes=nodes)],
         kept=kept,
         requester=hostile,
         reason=hostile,
@@ -310,6 +336,7 @@ async def test_what_comes_from_outside_is_text_and_nothing_else(
         selector=hostile,
     )
     await site.end(run_id, [JobState.FAILED], status=400, code=hostile, reason=hostile)
+    await site.end(run_id, [JobState.DELETED], first=1)
     await pause.pause(site.redis, "*", by=hostile, reason=hostile)
     run = f"/runs/{run_id}"
     for path in ("/", "/runs", run, f"{run}/kept", f"{run}/jobs/0", f"{run}?q=%3Cscript%3E"):

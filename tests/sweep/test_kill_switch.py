@@ -74,6 +74,7 @@ def test_a_pause_stops_all_workers_within_two_seconds_and_a_resume_loses_nothing
     said = unlimited(eve, "pause", "--reason", "a wrong policy")
     paused = monotonic()
     assert "Everything is paused by " in said
+    assert said.splitlines()[-1] in unlimited(eve, "runs")
     assert "a wrong policy" in said
     assert len(lab.deletes()) < POOLS, "it is paused midway"
     waiting_id = unlimited(eve, *sweep, "plant").splitlines()[-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import random
 from dataclasses import dataclass, field
@@ -17,8 +18,10 @@ from worker.breaker import (
     FIRST_PAUSE_S,
     JITTER,
     LEAST_FAILURES,
+    LEAST_IN_A_ROW,
     LONGEST_PAUSE_S,
     PROBE_S,
+    ROW_S,
     WINDOW_S,
     Admission,
     Breakers,
@@ -113,7 +116,33 @@ def test_failures_that_are_long_past_do_not_count() -> None:
     stage = Stage()
     stage.fail(LEAST_FAILURES - 1)
     stage.clock.now += WINDOW_S
+    stage.call(ok=True)
     stage.fail(LEAST_FAILURES - 1)
+    stage.breakers.admit(ONE)
+
+
+def test_a_cloud_that_answers_nothing_opens_it_though_it_fails_seldom() -> None:
+    stage = Stage()
+    for _ in range(LEAST_IN_A_ROW - 1):
+        stage.fail(1)
+        stage.clock.now += WINDOW_S
+        stage.breakers.admit(ONE)
+    stage.fail(1)
+    stage.wait_s()
+
+
+def test_a_few_failures_at_one_moment_are_no_outage() -> None:
+    stage = Stage()
+    stage.fail(LEAST_FAILURES - 1)
+    stage.breakers.admit(ONE)
+
+
+def test_one_success_ends_a_row_of_failures() -> None:
+    stage = Stage()
+    for _ in range(5):
+        stage.fail(LEAST_IN_A_ROW - 1)
+        stage.clock.now += WINDOW_S
+        stage.call(ok=True)
     stage.breakers.admit(ONE)
 
 
@@ -369,7 +398,10 @@ class Breaking(RuleBasedStateMachine):
         self.calls[project].append((self.clock.now, ok))
         oldest = math.floor(self.clock.now) - WINDOW_S
         recent = [good for at, good in self.calls[project] if math.floor(at) > oldest]
-        if not ok and recent.count(False) >= max(LEAST_FAILURES, recent.count(True)):
+        row = list(itertools.takewhile(lambda call: not call[1], reversed(self.calls[project])))
+        lasting = len(row) >= LEAST_IN_A_ROW and row[0][0] - row[-1][0] >= ROW_S
+        bad = recent.count(False) >= max(LEAST_FAILURES, recent.count(True))
+        if not ok and (bad or lasting):
             self.change(project, is_open=True)
 
     @rule(project=project, which=st.integers(0, 50))

@@ -36,7 +36,7 @@ BAD = [
     ("VISIBILITY_TIMEOUT_S", "soon", "valid number"),
     ("RATE_LIMIT", "-1", "greater than or equal to 0"),
     ("RATE_LIMIT", "inf", "finite number"),
-    ("RATE_LIMIT", "0.001", "0 (no limit), or 0.01 calls a second or more"),
+    ("RATE_LIMIT", "0.1", "0 (no limit), or 0.2 calls a second or more"),
     ("RATE_BURST", "0", "greater than or equal to 1"),
     ("MAX_ATTEMPTS", "0", "greater than or equal to 1"),
     ("MAX_RETRY_S", "604801", "less than or equal to 604800"),
@@ -199,7 +199,7 @@ def test_an_endpoint_that_is_none_is_named(endpoint: str | None, why: str) -> No
 
 
 @given(
-    rate=st.just(0.0) | st.floats(0.01, 100_000),
+    rate=st.just(0.0) | st.floats(0.2, 100_000),
     batch=st.integers(1, 1_000),
 )
 def test_the_window_holds_two_batches_and_the_burst_a_call(rate: float, batch: int) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import TYPE_CHECKING
@@ -22,6 +24,7 @@ from tests.worker.conftest import (
 )
 from worker.broker import EXECUTE_BATCH, KEY_PREFIX, make_app, queue_name
 from worker.ledger import Job, JobState
+from worker.pause import LOOK_S, pause, resume
 from worker.settings import Settings
 
 if TYPE_CHECKING:
@@ -134,6 +137,16 @@ async def test_messages_that_a_worker_cannot_use_do_nothing_and_stop_nothing(
         pickled.conf.update(task_serializer="pickle", accept_content=["pickle", "json"])
         numbers = {"run_id": other_run, "numbers": [0]}
         await asyncio.to_thread(pickled.send_task, EXECUTE_BATCH, kwargs=numbers)
+        queue = KEY_PREFIX + queue_name(cloud.url)
+        (whole,) = await redis.lrange(queue, 0, 0)
+        for changes in (
+            {"body": "bm8ganNvbg=="},
+            {"properties": 5},
+            {"headers": None},
+            {"body": 7},
+        ):
+            await redis.lpush(queue, json.dumps(json.loads(whole) | changes))
+        await redis.lpush(queue, "no json", "7", "[]", "{}")
         worker = workers.start(environment(settings), plain=True)
         await workers.ready(worker)
         run_id = await runs.make(project.jobs(), verify=False)
@@ -146,6 +159,8 @@ async def test_messages_that_a_worker_cannot_use_do_nothing_and_stop_nothing(
     assert (event["run_id"], event["endpoint"]) == (other_run, elsewhere.url)
     assert worker.events("batch_of_unknown_run")
     assert "pickle" in worker.text  # refused, and said so
+    assert worker.events("message_unreadable")
+    assert await redis.hlen(KEY_PREFIX + "unacked") == 0
     assert not worker.events("job_crashed")
 
 
@@ -353,6 +368,44 @@ async def test_a_project_that_must_wait_long_leaves_the_workers_to_the_others(
     assert any("no call may be made for 4" in job.reason for job in jobs)
     assert sum(name == project.project_id for name, _ in cloud.reads) == 1
     assert not {pool for pool, _ in cloud.deletes} & set(project.pools)
+
+
+async def test_what_changes_while_a_call_is_signed_is_seen_before_it_is_made(
+    cloud: Cloud, redis: Redis, server: RedisServer
+) -> None:
+    """Signing waits for a token, a while after the pool was looked at and its turn had come."""
+    project, config = cloud.project(12), cloud.sandbox.config
+    settings = settings_for(
+        cloud,
+        server.url,
+        token=None,
+        iam_endpoint=cloud.url,
+        iam_user=config.iam_user,
+        iam_password=SecretStr(config.iam_password),
+        iam_domain=config.iam_domain,
+        rate_limit=40,
+    )
+    runs = Runs(redis, settings)
+    asked, may_answer = asyncio.Event(), asyncio.Event()
+
+    async def hold_back() -> None:
+        asked.set()
+        await may_answer.wait()
+
+    cloud.gateway = lambda r: hold_back() if r.path == "/v3/auth/tokens" else None
+    unchecked = [replace(job, created="", fingerprint="") for job in project.jobs()]
+    run_id = await runs.make(unchecked, verify=False, feed=False)
+    async with worker_here(settings) as worker:
+        batch = asyncio.create_task(asyncio.to_thread(worker.execute, run_id, range(12)))
+        await asked.wait()
+        await pause(redis, project.project_id, by="a test", reason="")
+        # Each had its turn, and the worker has heard of the pause.
+        await asyncio.sleep(12 / 40 + 2 * LOOK_S)
+        may_answer.set()
+        await batch
+        assert {job.state for job in await runs.jobs(run_id)} == {JobState.PENDING}
+        assert not cloud.deletes
+        await resume(redis, project.project_id)
 
 
 def _in_seconds() -> str:

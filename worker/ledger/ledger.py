@@ -19,7 +19,15 @@ from worker.ledger.records import Job, JobState, Kept, Move, NewJob, NewRun, Run
 from worker.ledger.schema import REPLY, SCHEMA, RunNotFoundError, SchemaError, refuse_newer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import (
+        AsyncIterator,
+        Awaitable,
+        Callable,
+        Iterable,
+        Iterator,
+        Mapping,
+        Sequence,
+    )
 
     from redis.asyncio import Redis
 
@@ -344,15 +352,34 @@ class Ledger:
             if state is None or cancelled_ms is not None
         }
 
-    async def runs(self, *, limit: int = 50, offset: int = 0) -> list[Run]:
+    async def runs(
+        self,
+        *,
+        limit: int = 50,
+        offset: int = 0,
+        unread: Callable[[SchemaError], None] | None = None,
+    ) -> list[Run]:
         """The runs, newest first; those whose records have aged out are left out.
 
+        Args:
+            limit: how many at most.
+            offset: how many to pass over.
+            unread: is called for each that a newer version made, which is left out then.
+
         Raises:
-            SchemaError: a newer version made one of them.
+            SchemaError: a newer version made one of them, and `unread` is not given.
         """
         ids = await self._redis.zrevrange(keys.INDEX, offset, offset + limit - 1)
         records = await self._read_records(cast("list[str]", ids))
-        return [Run.parse(run_id, fields) for run_id, fields in records.items()]
+        found = []
+        for run_id, fields in records.items():
+            try:
+                found.append(Run.parse(run_id, fields))
+            except SchemaError as error:
+                if unread is None:
+                    raise
+                unread(error)
+        return found
 
     async def active(self, endpoint: str) -> list[Run]:
         """The runs against an endpoint that are not finished, oldest first.

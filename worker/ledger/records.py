@@ -279,7 +279,10 @@ class NewRun:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run as the ledger holds it. Times are in ms since the epoch, 0 where there is none."""
+    """A run as the ledger holds it. Times are in ms since the epoch, 0 where there is none.
+
+    Its brakes, `max_failures` and `max_failure_percent`, are those of `NewRun`.
+    """
 
     run_id: str
     source: str
@@ -301,6 +304,8 @@ class Run:
     braked_ms: int
     note: str
     counts: dict[JobState, int]
+    max_failures: int | None = None
+    max_failure_percent: float | None = None
 
     @property
     def done(self) -> int:
@@ -325,6 +330,7 @@ class Run:
         written = fields.get(schema.FIELD)
         if written is not None and schema.is_newer(written):
             raise schema.SchemaError.of_run(run_id, written)
+        most, percent = fields.get("max_failures"), fields.get("max_failure_percent")
         return cls(
             run_id=run_id,
             source=fields["source"],
@@ -346,4 +352,6 @@ class Run:
             braked_ms=int(fields.get("braked_ms", 0)),
             note=fields.get("note", ""),
             counts={state: int(fields.get(f"jobs:{state}", 0)) for state in JobState},
+            max_failures=None if most is None else int(most),
+            max_failure_percent=None if percent is None else float(percent),
         )

@@ -287,7 +287,8 @@ def parse_accepted_body(raw: bytes) -> ErrorBody:
     """
     try:
         # What is skipped is not looked at closely, so it must be short, and text.
-        fields = _fields.decode(raw.decode() if len(raw) <= _USUAL else b"")
+        is_usual = len(raw) <= _USUAL and raw.count(b'"error_code"') <= 1
+        fields = _fields.decode(raw.decode() if is_usual else b"")
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return parse_error_body(raw)
     return ErrorBody(

@@ -134,7 +134,9 @@ class ModelArtsClient:
         """
         await self._authenticator.renew(project_id)
 
-    async def delete_pool(self, project_id: str, pool_name: str) -> Answer:
+    async def delete_pool(
+        self, project_id: str, pool_name: str, *, before: Callable[[], None] | None = None
+    ) -> Answer:
         """Exactly one DELETE on the wire.
 
         Args:
@@ -151,7 +153,9 @@ class ModelArtsClient:
         Source: the API document, DELETE /v2/{project_id}/pools/{pool_name}.
         """
         path = _pool_path(project_id, pool_name)
-        answer, _ = await self._call("DELETE", project_id, path, parse=parse_accepted_body)
+        answer, _ = await self._call(
+            "DELETE", project_id, path, parse=parse_accepted_body, before=before
+        )
         return answer
 
     async def list_pools(self, project_id: str) -> PoolListing:
@@ -310,9 +314,12 @@ class ModelArtsClient:
         path: str,
         limit: int = SMALL_BODY,
         parse: Callable[[bytes], ErrorBody] = parse_error_body,
+        before: Callable[[], None] | None = None,
     ) -> tuple[Answer, dict[str, Any] | None]:
         """What came back, and the object in its body, if it is one."""
         signed = await self._authenticator.headers(method, self._endpoint, path, project_id)
+        if before is not None:
+            before()
         # What was signed must be sent to the letter, so the URL is not to be quoted again.
         url = URL(self._endpoint.url + path, encoded=True)
         started = time.perf_counter()

@@ -16,8 +16,10 @@ from aiohttp import web
 from scheduler.intake import events, openapi, problems, reading
 from scheduler.intake.http import Bounds
 from scheduler.intake.problems import ProblemError, problem_of, retry_after
+from scheduler.review.sections import money
 from scheduler.review.web import overview, pages, run_page
 from scheduler.review.web.access import Viewer, admit
+from scheduler.review.web.freed import FreedByRun, pools
 from worker.ledger import RunNotFoundError, RunState, SchemaError
 from worker.modelarts.answers import printable
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from scheduler.intake.clients import Clients
     from scheduler.intake.problems import Problem
+    from scheduler.prices import Prices
     from worker.ledger import Job, Ledger, Run
     from worker.limiter import Quota
 
@@ -68,6 +71,7 @@ class Parts:
         clients: the clients as they are now; None: the page is for this machine alone.
         quota: a project's rate limit.
         endpoints: those that are configured.
+        prices: what nodes cost; None: not known.
         bounds: what it spends on anybody.
     """
 
@@ -76,6 +80,7 @@ class Parts:
     clients: Callable[[], Clients] | None
     quota: Callable[[str], Quota]
     endpoints: Sequence[str] = ()
+    prices: Prices | None = None
     bounds: Bounds = BOUNDS
 
 
@@ -92,6 +97,7 @@ def make_app(parts: Parts) -> web.Application:
     app = web.Application(middlewares=[site.answer])
     app.on_response_prepare.append(_harden)
     app.on_shutdown.append(site.close)
+    app.on_cleanup.append(site.stop)
     run = "/runs/{run_id}"
     for path, handler in (
         ("/", site.overview),
@@ -114,12 +120,16 @@ class _Site:
         self._parts = parts
         self._bounds = parts.bounds
         self._lookout = events.Lookout(parts.ledger)
+        self._freed = FreedByRun(parts.ledger, parts.prices)
         self._streams: Counter[str] = Counter()
         folder = files("scheduler.review.web") / "static"
         self._static = {name: (folder / name).read_bytes() for name in _TYPES}
 
     async def close(self, _: web.Application) -> None:
         self._lookout.close()
+
+    async def stop(self, _: web.Application) -> None:
+        await self._freed.close()
 
     # Around every route
 
@@ -222,7 +232,7 @@ class _Site:
                 ledger, run, outcome=outcome, query=words, cursor=cursor
             )
             failures, looked_at = await run_page.failures(ledger, run)
-            brakes = await run_page.brakes(redis, run.run_id)
+            freed = await self._freed.of(run)
             kept, kept_total = await run_page.kept_page(redis, ledger, run.run_id, 0)
         return _html(
             "run.html",
@@ -235,7 +245,9 @@ class _Site:
             scan=run_page.SCAN,
             failures=failures,
             failures_looked_at=looked_at,
-            brakes=brakes,
+            freed=freed,
+            freed_pools=pools(run),
+            money=None if freed is None else money(freed),
             kept=kept[:10],
             kept_total=kept_total,
         )

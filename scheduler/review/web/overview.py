@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from scheduler.review.web.access import Viewer
     from scheduler.review.web.chart import Chart
     from scheduler.review.web.rates import Rate
-    from worker.ledger import Ledger, Run
+    from worker.ledger import Ledger, Run, SchemaError
     from worker.limiter import Quota
     from worker.pause import Pause
 
@@ -50,10 +50,13 @@ class RunsPage:
     Attributes:
         runs: those that the viewer sees.
         next: the cursor from which on there may be more; None: there are no more.
+        unread: how many were left out since a newer version made them: anybody's, as nobody can
+            tell whose they are.
     """
 
     runs: list[Run]
     next: int | None
+    unread: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,7 @@ class Overview:
     chart: Chart
     runs: Sequence[Run]
     scanned_all: bool
+    unread: int
     marks: MarksSeen
     led: bool
     rejected: str
@@ -142,6 +146,7 @@ async def overview(
         chart=chart.bars(page.runs, now_ms, days=DAYS, height=HEIGHT),
         runs=page.runs[:LATEST],
         scanned_all=page.next is None,
+        unread=page.unread,
         marks=await _marks(redis, viewer, now_ms),
         led=said is not None,
         # It quotes the policy file, which is no one project's.
@@ -168,13 +173,14 @@ async def runs_page(
     """
     total = int(await redis.zcard(keys.INDEX))
     found: list[Run] = []
+    unread: list[SchemaError] = []
     position, end = cursor, min(total, cursor + SCAN)
     while position < end and len(found) < wanted:
         size = min(RUNS, end - position)
-        chunk = await ledger.runs(limit=size, offset=position)
+        chunk = await ledger.runs(limit=size, offset=position, unread=unread.append)
         found += (run for run in chunk if viewer.sees_run(run))
         position += size
-    return RunsPage(found, position if position < total else None)
+    return RunsPage(found, position if position < total else None, len(unread))
 
 
 async def _marks(redis: Redis, viewer: Viewer, now_ms: int) -> MarksSeen:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from worker.ledger import JobState, RunState, keys
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from redis.asyncio import Redis
 
@@ -57,19 +57,6 @@ class Failures:
     code: str
     count: int
     example: Job
-
-
-@dataclass(frozen=True, slots=True)
-class Brakes:
-    """What stops a run midway, as its record says; None: nothing of the kind.
-
-    Attributes:
-        max_failures: so many failed jobs are borne.
-        max_failure_percent: such a share of the jobs tried is borne.
-    """
-
-    max_failures: int | None = None
-    max_failure_percent: float | None = None
 
 
 async def jobs_page(
@@ -142,14 +129,6 @@ def cause_of(job: Job) -> str:
         return last.code
     # A deletion that was accepted and did not end in time fails too.
     return f"HTTP {last.status}" if last.status else "no answer"
-
-
-async def brakes(redis: Redis, run_id: str) -> Brakes:
-    """What stops a run midway."""
-    names = ["max_failures", "max_failure_percent"]
-    answer = cast("Awaitable[list[str | None]]", redis.hmget(keys.run(run_id), names))
-    most, percent = await answer
-    return Brakes(None if most is None else int(most), None if percent is None else float(percent))
 
 
 async def kept_page(

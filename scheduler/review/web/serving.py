@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from scheduler.intake.clients import Clients
+    from scheduler.prices import Prices
     from worker.ledger import Ledger
     from worker.settings import Settings
 
@@ -59,14 +60,15 @@ class Audience:
             return
         if self.watch is None:
             raise SettingsError(
-                f"--host: {host!r} is not this machine alone, and nobody would have to sign in; "
-                "accepted: 127.0.0.1, ::1 or localhost, or POOLSWEEP_CLIENTS_FILE besides"
+                f"--host, POOLSWEEP_REVIEW_HOST: {host!r} is not this machine alone, and nobody "
+                "would have to sign in; accepted: 127.0.0.1, ::1 or localhost, or "
+                "POOLSWEEP_CLIENTS_FILE besides"
             )
         if not config.insecure_http:
             raise SettingsError(
-                f"--host: {host!r} is not this machine alone, and tokens would be sent in the "
-                "clear; accepted: POOLSWEEP_INSECURE_HTTP=true besides, behind a proxy that "
-                "encrypts"
+                f"--host, POOLSWEEP_REVIEW_HOST: {host!r} is not this machine alone, and tokens "
+                "would be sent in the clear; accepted: POOLSWEEP_INSECURE_HTTP=true besides, "
+                "behind a proxy that encrypts"
             )
 
     @property
@@ -87,7 +89,14 @@ class Audience:
 
 @asynccontextmanager
 async def served(
-    config: Settings, redis: Redis, ledger: Ledger, audience: Audience, *, host: str, port: int
+    config: Settings,
+    redis: Redis,
+    ledger: Ledger,
+    audience: Audience,
+    *,
+    host: str,
+    port: int,
+    prices: Prices | None = None,
 ) -> AsyncIterator[str]:
     """Serve the page for the time of the `with` block.
 
@@ -98,6 +107,7 @@ async def served(
         audience: for whom.
         host: the address to listen on.
         port: the port; 0: any.
+        prices: what nodes cost; None: not known.
 
     Returns:
         The page's URL.
@@ -114,6 +124,7 @@ async def served(
         clients=None if watch is None else lambda: watch.current,
         quota=directory.quota,
         endpoints=_endpoints(directory),
+        prices=prices,
     )
     runner = make_runner(make_app(parts), shutdown_s=SHUTDOWN_S)
     await runner.setup()
@@ -123,8 +134,9 @@ async def served(
             await web.TCPSite(runner, host, port, backlog=BACKLOG).start()
         except OSError as error:
             raise SettingsError(
-                f"--host, --port: {host}:{port} cannot be listened on: {error.strerror}; accepted: "
-                "an address of this machine with a port that is free, 0 for any"
+                f"--host, --port, POOLSWEEP_REVIEW_HOST, POOLSWEEP_REVIEW_PORT: {host}:{port} "
+                f"cannot be listened on: {error.strerror}; accepted: an address of this machine "
+                "with a port that is free, 0 for any"
             ) from None
         name, number = runner.addresses[0][:2]
         yield f"http://[{name}]:{number}/" if ":" in name else f"http://{name}:{number}/"
