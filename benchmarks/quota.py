@@ -110,7 +110,7 @@ async def working(
         async with Redis.from_url(redis_url, decode_responses=True) as redis:
             while await live_workers(redis, cloud.url) < workers:  # noqa: ASYNC110
                 await asyncio.sleep(POLL_S)
-            office = stage.office(redis, redis_url, cloud)
+            office = stage.office(redis, redis_url, cloud, quota)
             order = Order(cloud.url, Source.CLI, "benchmark", verify=False)
             feed = office.feed(cloud.url)
             for plan in plans:

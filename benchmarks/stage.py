@@ -131,19 +131,20 @@ def worker_env(redis_url: str, cloud: Sandbox, rate_limit: float) -> dict[str, s
     }
 
 
-def office(redis: Redis, redis_url: str, cloud: Sandbox) -> Office:
+def office(redis: Redis, redis_url: str, cloud: Sandbox, rate_limit: float) -> Office:
     """What makes runs against a sandbox.
 
     Args:
         redis: a connection that decodes responses.
         redis_url: its server.
         cloud: the sandbox.
+        rate_limit: calls a second to one project, as the workers have it; 0: no limit.
     """
     settings = Settings(
         redis_url=SecretStr(redis_url),
         endpoint=cloud.url,
         token=SecretStr(cloud.token),
-        rate_limit=0,
+        rate_limit=rate_limit,
     )
     return Office(Directory(settings, {}), redis, Ledger(redis))
 

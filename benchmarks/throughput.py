@@ -146,7 +146,7 @@ async def poolsweep(ground: Ground) -> Measured:
     env = stage.worker_env(ground.redis_url, cloud, 0)
     command = [sys.executable, "-m", "scheduler.cli", "worker"]
     async with Redis.from_url(ground.redis_url, decode_responses=True) as redis:
-        office = stage.office(redis, ground.redis_url, cloud)
+        office = stage.office(redis, ground.redis_url, cloud, 0)
         ledger = office.ledger
         with stage.process(command, env, log=ground.logs / "poolsweep.log") as worker:
             while not await live_workers(redis, url):  # noqa: ASYNC110 - it is in Redis
