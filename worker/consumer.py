@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 from celery.worker import consumer
+from redis.exceptions import RedisError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,8 +28,10 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]
         def handle_safely(message: Any) -> None:
             try:
                 handle(message)
-            except (*self.connection_errors, *self.channel_errors):
-                raise  # Redis has gone or refuses, which is no fault of the message
+            except RedisError:
+                # Redis has gone or refuses, which is no fault of the message. (Kombu counts any
+                # KeyError and OSError among its errors of a connection.)
+                raise
             except Exception:
                 log.exception("message_crashed")
                 if not message.acknowledged:

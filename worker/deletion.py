@@ -245,6 +245,7 @@ class _Task:
         if self._job.fingerprint and age_s > self._deleter._plan_max_age_s:
             reason = f"its plan is {age_s / 3600:.1f} h old: plan anew"
             return await self._move(JobState.SKIPPED, reason)
+        misses = 0
         while True:
             try:
                 self._heed_pause()
@@ -258,7 +259,10 @@ class _Task:
             except _PausedError as error:
                 return await self._wait(str(error), PAUSED_WAIT_S)
             except _TurnMissedError:
-                continue
+                misses += 1
+                if misses < MOST_LOOKS:
+                    continue
+                return await self._wait("waits until a call is made in its turn", PAUSED_WAIT_S)
             except CircuitOpenError as error:
                 return await self._wait(str(error), max(error.wait_s, LEAST_WAIT_S))
             except LongWaitError as error:
@@ -344,7 +348,7 @@ class _Task:
                 self._sight = newer
                 return judge(job, newer.pool)
             waited = True
-        return JobState.PENDING, "waits until the cloud answers fast enough to be sure of the pool"
+        raise _PausedError("waits until the cloud answers fast enough to be sure of the pool")
 
     async def _nodes_in_the_way(self) -> tuple[JobState, str] | None:
         """How the job ends because of its pool's nodes, if the plan left it to look at these."""

@@ -7,6 +7,7 @@ it twice. No project is a label of what is counted for each call, and no pool of
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 from collections import Counter as Tally
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 RECENT_S: Final = 86_400
 """Runs that were made so long ago, and those that have not ended, are told of by their state."""
+RUNS_AT_ONCE: Final = 200
 MOST_RUNS: Final = 10_000
 """No more runs than this are read for an answer: the latest."""
 
@@ -319,7 +321,8 @@ class LedgerFacts:
         for run_id, (state, braked_ms, started_ms, counts) in runs.items():
             states[state] += 1
             braked += bool(braked_ms) or state == RunState.BRAKED
-            jobs.update(counts)
+            if started_ms:  # the jobs of others, such as a dry run's, come to nothing
+                jobs.update(counts)
             if state == RunState.RUNNING:
                 running.append((run_id, started_ms))
                 unfinished.update({name: counts.get(name, 0) for name in OPEN_STATES})
@@ -352,10 +355,13 @@ class LedgerFacts:
         ids = sorted({*active, *recent})
         fields = ["endpoint", "state", schema.FIELD, "braked_ms", "started_ms"]
         fields += [f"jobs:{state}" for state in JobState]
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for run_id in ids:
-                pipe.hmget(keys.run(run_id), fields)
-            found = await pipe.execute()
+        found: list[Any] = []
+        for start in range(0, len(ids), RUNS_AT_ONCE):
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for run_id in ids[start : start + RUNS_AT_ONCE]:
+                    pipe.hmget(keys.run(run_id), fields)
+                found += await pipe.execute()
+            await asyncio.sleep(0)  # the calls of this loop go first
         runs: dict[str, tuple[str, int, int, dict[str, int]]] = {}
         for run_id, values in zip(ids, found, strict=True):
             where, state, written, braked_ms, started_ms, *counts = values

@@ -16,6 +16,7 @@ from celery.app.amqp import AMQP
 from kombu.connection import Connection
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
+from redis.exceptions import RedisError
 
 log = structlog.get_logger(__name__)
 
@@ -53,12 +54,11 @@ class Channel(kombu_redis.Channel):
     """A channel whose messages may be let go of when their connection has gone."""
 
     QoS = QoS
-    connection_errors: tuple[type[Exception], ...]
 
     def _brpop_read(self, **options: Any) -> Any:
         try:
             return super()._brpop_read(**options)  # type: ignore[no-untyped-call]
-        except (Empty, *self.connection_errors, *self.connection.channel_errors):
+        except (Empty, RedisError, ConnectionError):
             raise
         except Exception as error:
             # It has been taken off the queue by now, and comes no more.

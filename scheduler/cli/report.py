@@ -17,7 +17,7 @@ from scheduler import prices
 from scheduler.cli.errors import UsageError
 from scheduler.cli.forms import FLAGS, Form, chosen
 from scheduler.cli.results import AsLines, AsMarkdown
-from scheduler.cli.session import open_ledger, say, say_json, stdout
+from scheduler.cli.session import open_ledger, say, say_json, stderr, stdout
 from scheduler.durations import parse_duration
 from scheduler.review import markdown, records, tables
 from scheduler.review.gathering import report_of_run, report_since, runs_between
@@ -129,8 +129,16 @@ async def _runs(
         return
     now_ms = await ledger.now_ms()
     since_ms = now_ms - round(window.total_seconds() * 1000)
-    async for run in runs_between(redis, ledger, since_ms, now_ms):
+    count = 0
+
+    def unread() -> None:
+        nonlocal count
+        count += 1
+
+    async for run in runs_between(redis, ledger, since_ms, now_ms, unread):
         yield run
+    if count:
+        stderr.print(f"Not in it, since a newer poolsweep made them: {count} runs.", markup=False)
 
 
 async def _write_runs(runs: AsyncIterator[Run], form: Form) -> None:

@@ -254,6 +254,14 @@ async def test_another_hosts_name_is_refused_on_every_page(
             assert run_id not in await answer.text()
 
 
+async def test_who_comes_by_a_proxy_is_not_taken_for_one_at_this_machine(
+    session: ClientSession,
+) -> None:
+    for name in ("X-Forwarded-For", "Forwarded", "Via"):
+        async with session.get("/", headers={name: "203.0.113.7"}) as answer:
+            assert answer.status == 403
+
+
 # Pure
 
 

@@ -143,6 +143,8 @@ async def test_messages_that_a_worker_cannot_use_do_nothing_and_stop_nothing(
             {"body": "bm8ganNvbg=="},
             {"properties": 5},
             {"headers": None},
+            {"headers": {"task": EXECUTE_BATCH}},
+            {"headers": {"task": EXECUTE_BATCH, "id": "x", "compression": "application/x-bz2"}},
             {"body": 7},
         ):
             await redis.lpush(queue, json.dumps(json.loads(whole) | changes))

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _BEARER = re.compile(r"(?i:bearer) +([!-~]+)")
 _BASIC = re.compile(r"(?i:basic) +([A-Za-z0-9+/=]+)")
+_BY_A_PROXY: Final = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Via")
 # A browser asks for a name and a password; a program has a bearer token.
 _CHALLENGE: Final = 'Basic realm="poolsweep", charset="UTF-8", Bearer realm="poolsweep"'
 
@@ -74,6 +75,9 @@ def admit(request: web.Request, clients: Clients | None) -> Viewer:
     """
     if clients is None:
         check_local(request.headers.getall("Host", []))
+        if any(name in request.headers for name in _BY_A_PROXY):
+            # Whoever is behind it is not at this machine.
+            raise ProblemError(problems.FORBIDDEN, "for others, give the page a clients' file")
         return Viewer()
     client = clients.authenticate(token_of(request.headers.getall("Authorization", [])))
     if client is None:

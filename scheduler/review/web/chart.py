@@ -93,7 +93,8 @@ def bars(runs: Iterable[Run], now_ms: int, *, days: int, height: float) -> Chart
     for run in runs:
         if (day := _day(run.created_ms)) in counts:
             made[day] += 1
-            counts[day].update(run.counts)
+            if run.started_ms:  # the jobs of others, such as a dry run's, come to nothing
+                counts[day].update(run.counts)
     most = max((total.total() for total in counts.values()), default=0)
     scale = height / most if most else 0.0
     found = tuple(

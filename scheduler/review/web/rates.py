@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 DOUBLING_S = 2.0
-PROBE_S = 300.0
+PROBE_S = 200.0
 PAUSED_MS = 1_000
-"""Slots that far ahead mean that the cloud asked for a pause."""
+"""Slots that far ahead, and two slots ahead, mean that the cloud asked for a pause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +59,15 @@ def rate_of(state: Mapping[str, str], limit: float, now_ms: float) -> Rate | Non
         return None
     now = limit
     if "cut" in state:
-        base, plateau = float(state["rate"]), min(limit, float(state["plateau"]))
+        base = float(state["rate"])
+        plateau, top = (min(limit, float(state.get(name, limit))) for name in ("plateau", "top"))
         seconds = max(0.0, now_ms - float(state["cut"])) / 1000
         rising_s = max(0.0, DOUBLING_S * math.log2(plateau / base))
         if seconds < rising_s:
             now = base * 2 ** (seconds / DOUBLING_S)
         else:
-            now = min(limit, plateau + limit * ((seconds - rising_s) / PROBE_S) ** 3)
+            level_s = PROBE_S * (max(0.0, top - plateau) / limit) ** (1 / 3)
+            now = min(limit, top + limit * ((seconds - rising_s - level_s) / PROBE_S) ** 3)
     ahead_ms = float(state.get("tat", 0)) - now_ms
     return Rate(
         limit=limit,
@@ -73,5 +75,5 @@ def rate_of(state: Mapping[str, str], limit: float, now_ms: float) -> Rate | Non
         sent=int(state.get("sent", 0)),
         refused=int(state.get("refused", 0)),
         since_ms=round(float(state.get("since", 0))),
-        paused_ms=round(ahead_ms) if ahead_ms > PAUSED_MS else 0,
+        paused_ms=round(ahead_ms) if ahead_ms > max(PAUSED_MS, 2_000 / now) else 0,
     )
