@@ -363,7 +363,7 @@ async def test_a_slow_project_leaves_room_for_the_others(hall: Hall) -> None:
         await hall.ask(hall.add())
     # The listing of the one project waits for its turn, which does not come.
     busy = hall.settings.model_copy(update={"rate_limit": 1})
-    slow = Project.model_validate({"id": hall.project, "rate_limit": 0.01})
+    slow = Project.model_validate({"id": hall.project, "rate_limit": 0.2})
     hall.office = Office(Directory(busy, {"slow": slow}), hall.redis, hall.ledger)
     async with hall.office.planner(hall.running.url) as planner:
         await planner.plan(hall.project, named([]), datetime.now(UTC))  # takes the turn

@@ -197,7 +197,7 @@ def serving(**config: Any) -> Iterator[Sandbox]:
     begun = threading.Event()
 
     async def serve() -> None:
-        given = {"pools": 0, "projects": 250, "delete_seconds": 0.1, **config}
+        given = {"pools": 0, "projects": 700, "delete_seconds": 0.1, **config}
         async with running_sandbox(SandboxConfig(**given)) as running:
             ready.append(running)
             begun.set()
