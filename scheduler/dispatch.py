@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING
 
+import structlog
 from redis.exceptions import RedisError
 
 from worker.deletion import ABSENT
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from scheduler.policy import Brakes
     from worker.feed import Feed
     from worker.ledger import Ledger, Run
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +130,25 @@ def kept_by(plans: Sequence[Plan]) -> Iterator[Kept]:
         for decision in plan.refusals:
             pool = decision.pool
             yield Kept(plan.project_id, pool.pool_id, pool.display_name, decision.reason)
+
+
+def tell_decisions(plans: Sequence[Plan], run_id: str) -> None:
+    """Log what plans say of each pool: of those that stay only to who looks closely.
+
+    Args:
+        plans: the plans.
+        run_id: the run that was made of them.
+    """
+    for plan in plans:
+        for decision in plan.decisions:
+            tell = log.info if decision.delete else log.debug
+            tell(
+                "pool_chosen" if decision.delete else "pool_kept",
+                run_id=run_id,
+                project_id=plan.project_id,
+                pool_name=decision.pool.pool_id,
+                reason=decision.reason,
+            )
 
 
 async def dispatch(

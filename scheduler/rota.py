@@ -15,6 +15,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from scheduler.almanac import SILENT_S, Almanac, Night, NightState, NotLeadingError
+from scheduler.dispatch import tell_decisions
 from scheduler.metrics import NightFacts
 from scheduler.nights import due, next_night
 from scheduler.review.records import moment
@@ -301,7 +302,7 @@ class Rota:
                 await self._announcer.failed(policy, night.policy, project_id, night.at, reason)
             else:
                 runs[project_id] = swept.run.run_id
-                _tell_decisions(swept)
+                tell_decisions([swept.plan], swept.run.run_id)
                 await self._announce(night.policy, policy, swept)
                 if swept.run.state is RunState.BRAKED:
                     notes.append(f"{project}: braked: {swept.run.note}")
@@ -345,19 +346,6 @@ class Rota:
             log.warning("redis_unreachable", reason=str(error))
         except Exception:
             log.exception("announcer_crashed")
-
-
-def _tell_decisions(swept: Swept) -> None:
-    """Log what the plan says of each pool: those that stay only to who looks closely."""
-    for decision in swept.plan.decisions:
-        tell = log.info if decision.delete else log.debug
-        tell(
-            "pool_chosen" if decision.delete else "pool_kept",
-            run_id=swept.run.run_id,
-            project_id=swept.plan.project_id,
-            pool_name=decision.pool.pool_id,
-            reason=decision.reason,
-        )
 
 
 def next_nights(policy_file: PolicyFile, now: datetime) -> dict[str, datetime]:

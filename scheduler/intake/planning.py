@@ -18,7 +18,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from scheduler.brakes import held
-from scheduler.dispatch import dispatch
+from scheduler.dispatch import dispatch, tell_decisions
 from scheduler.intake.desk import may_not, order_of
 from scheduler.intake.requests import Filed
 from scheduler.intake.webhooks import webhook_channel
@@ -285,6 +285,7 @@ class Planning:
             feed=self._feed(filed.endpoint),
             brake=brake,
         )
+        tell_decisions(plans, made.run_id)
         return made.state
 
     def _allowed(self, filed: Filed) -> Client:

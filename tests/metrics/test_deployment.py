@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from scheduler.almanac import NightState
-from tests.intake.conftest import Place
+from tests.intake.conftest import Place, asks
 from tests.metrics.conftest import CANCELLED, Deployment, get, is_ready, page, served, value
-from tests.sweep.conftest import eventually, serving
+from tests.sweep.conftest import Sandbox, eventually, serving
 from tests.worker.conftest import Process
 from worker import pause
 from worker.ledger import JobState, Ledger, NewJob, NewRun, Source, new_run_id
@@ -317,6 +317,19 @@ def test_each_decision_of_a_night_is_a_line(deployment: Deployment) -> None:
     jobs = deployment.jobs(deployment.run_id)
     assert told == {job.pool_name: job.chosen for job in jobs}
     assert {event["run_id"] for event in events} == {deployment.run_id}
+
+
+def test_each_decision_about_a_request_is_a_line(deployment: Deployment, sandbox: Sandbox) -> None:
+    project = sandbox.project()
+    pools = project.add(2)
+    deployment.place.send(client="ci", request=asks(project, *pools))
+    run = deployment.place.run_in(project)
+    told = [
+        event["pool_name"]
+        for event in deployment.intake.events("pool_chosen")
+        if event["run_id"] == run.run_id
+    ]
+    assert sorted(told) == sorted(pools)
 
 
 # With children
