@@ -9,6 +9,8 @@ from collections import Counter
 import pytest
 
 SEED = "POOLSWEEP_FAULTS_SEED"
+USUAL = 20261125
+"""The seed of the usual test run, which is to say the same of the same code."""
 _INJECTED = pytest.StashKey[Counter[str]]()
 
 
@@ -24,7 +26,10 @@ def seed(pytestconfig: pytest.Config) -> int:
     given = pytestconfig.getoption("--seed", None)
     if given is None:
         given = os.environ.get(SEED)
-    return random.SystemRandom().getrandbits(32) if given is None else int(given)
+    if given is None:
+        many = pytestconfig.getoption("--faults", None) is not None
+        return random.SystemRandom().getrandbits(32) if many else USUAL
+    return int(given)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from hypothesis import given
@@ -31,7 +32,7 @@ def run_of(back_ms: int, counts: dict[JobState, int]) -> Run:
         total=sum(counts.values()),
         created_ms=NOW_MS - back_ms,
         planned_ms=0,
-        started_ms=0,
+        started_ms=NOW_MS - back_ms,
         finished_ms=0,
         cancelled_ms=0,
         braked_ms=0,
@@ -76,6 +77,12 @@ def test_parts_stand_on_each_other_and_stay_in_the_picture(made: list[Run]) -> N
             assert part.height >= chart.LEAST_HEIGHT - 0.01
             foot = part.y
         assert foot >= -0.05
+
+
+def test_the_jobs_of_a_run_that_was_never_started_are_in_no_bar() -> None:
+    planned = replace(run_of(0, {JobState.PENDING: 5_000}), started_ms=0)
+    today = chart.bars([planned], NOW_MS, days=14, height=HEIGHT).days[-1]
+    assert (today.runs, today.counts.total()) == (1, 0)
 
 
 def test_a_failure_among_a_hundred_thousand_jobs_is_seen() -> None:
