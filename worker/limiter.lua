@@ -7,8 +7,9 @@
 --   since               ms since when calls have gone without a break
 --   sent, refused       calls since then
 --   rate, cut           calls/s left by the last cut, and ms of it
---   plateau, top        calls/s that are known to be borne, and that were refused; like the other
---                       two absent once the limit was reached again
+--   plateau             calls/s that are known to be borne; like the other two absent once the
+--                       limit was reached again
+--   hold                s that the plateau is kept before more is tried
 --   stray               ms of the last refusal at the limit that led to no cut
 -- ARGV: 'reserve', limit (calls/s), burst, permits, ms that a reservation reaches at most, ms ahead
 --         from which on nothing is reserved, ms by which the caller's last slots were used late
@@ -19,23 +20,28 @@
 -- many slots; for 'try': 0 if a slot was free and is taken, else ms until one is; for 'throttle':
 -- ms until the next slot, ms between slots; all as text, since numbers would lose their fraction.
 
--- A cut leaves no less than this share of the rate, nor of the limit.
-local CUT, FLOOR = 0.5, 0.02
+-- What a closed door leaves of the rate, and what a measured cut leaves at least; and of the limit.
+local CUT, LEAST, FLOOR = 0.5, 0.25, 0.02
 -- What is left of the rate by a single refusal after long: a little too much was tried.
 local EASE = 0.97
+-- When less than this share was borne, the quota is another one.
+local NEWS = 0.9
 -- A refusal speaks of a second's calls: quotas are given in calls a second.
 local SAMPLE_MS = 1000
 -- One refusal in so long, with the rate at the limit, is no more than a call that came early.
 local STRAY_MS = 60000
--- Seconds in which the rate doubles up to the plateau; and from there the scale of CUBIC: fast away
--- from the top, slow near it, since each probe of a quota costs a refusal.
-local DOUBLING_S, PROBE_S = 2, 200
+-- Seconds in which the rate doubles up to the plateau, and in which it comes from there to the limit
+-- at most, slowly at first (the convex half of CUBIC).
+local DOUBLING_S, PROBE_S = 2, 30
+-- Seconds that the plateau is kept in between: each probe of a quota that has not come back costs a
+-- refusal, so that the next one waits twice as long.
+local LEAST_HOLD_S, MOST_HOLD_S = 20, 60
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + time[2] / 1000
 local limit = tonumber(ARGV[2])
 local state = redis.call('HMGET', KEYS[1], 'tat', 'at', 'since', 'sent', 'refused', 'rate',
-  'plateau', 'cut', 'stray', 'top')
+  'plateau', 'cut', 'stray', 'hold')
 -- When the clock was set back, what lies ahead goes back with it.
 local back = math.max(0, tonumber(state[2] or now) - now)
 local tat = tonumber(state[1] or 0) - back
@@ -45,16 +51,16 @@ local base = tonumber(state[6] or limit)
 local plateau = math.min(limit, tonumber(state[7] or limit))
 local cut = state[8] and tonumber(state[8]) - back
 local stray = tonumber(state[9] or 0) - back
-local top = math.min(limit, tonumber(state[10] or limit))
+local hold = tonumber(state[10] or LEAST_HOLD_S)
 
-local rate = limit
+local rate, is_probe = limit, false
 if cut then
   local seconds = math.max(0, now - cut) / 1000
   rate = base * 2 ^ (seconds / DOUBLING_S)
   if rate >= plateau then
-    seconds = seconds - DOUBLING_S * math.log(plateau / base) / math.log(2)
-    local level_s = PROBE_S * (math.max(0, top - plateau) / limit) ^ (1 / 3)
-    rate = math.min(limit, top + limit * ((seconds - level_s) / PROBE_S) ^ 3)
+    seconds = seconds - DOUBLING_S * math.log(plateau / base) / math.log(2) - hold
+    is_probe = seconds > 0
+    rate = math.min(limit, plateau + limit * (math.max(0, seconds) / PROBE_S) ^ 3)
   end
 end
 if rate >= limit then cut = nil end
@@ -84,16 +90,26 @@ if ARGV[1] == 'throttle' then
       if borne == 1 and not cut and now - stray > STRAY_MS then
         stray = now
       else
-        if borne < CUT then
-          base = math.max(limit * FLOOR, rate * CUT)
+        if closed then
+          base = rate * CUT
         else
-          base = math.max(limit * FLOOR, rate * (borne < 1 and borne * ARGV[5] or EASE))
-          plateau, top = base, rate
+          base = rate * (borne < 1 and math.max(LEAST, borne * ARGV[5]) or EASE)
+          hold = math.min(MOST_HOLD_S, 2 * hold)
+          if is_probe then
+            -- Between what was borne all the while and what was refused just now.
+            base = math.max(plateau, math.min(base, (plateau + rate) / 2))
+          elseif borne < NEWS then
+            hold = LEAST_HOLD_S
+          end
+          plateau = base
         end
+        base = math.max(limit * FLOOR, base)
+        plateau = math.max(base, plateau)
         cut = resumed
         interval = 1000 / base
       end
-      start_anew(resumed)
+      -- Until a second is over, calls are refused for what went before.
+      start_anew(now + math.max(pause, closed and 0 or SAMPLE_MS))
     end
   end
   if pause > 0 and resumed > since then start_anew(resumed) end
@@ -119,19 +135,18 @@ else
     -- Never rounded to 0, which would be a permit.
     answer = { string.format('%.3f', math.max(0.001, tat - now)) }
   end
+  if tat >= since then sent = sent + permits end
   tat = tat + permits * interval
-  sent = sent + permits
 end
 
 redis.call('HSET', KEYS[1], 'tat', string.format('%.3f', tat), 'at', string.format('%.3f', now),
   'since', string.format('%.3f', since), 'sent', sent, 'refused', refused,
-  'stray', string.format('%.3f', stray))
+  'stray', string.format('%.3f', stray), 'hold', hold)
 if cut then
   redis.call('HSET', KEYS[1], 'rate', string.format('%.6f', base),
-    'plateau', string.format('%.6f', plateau), 'top', string.format('%.6f', top),
-    'cut', string.format('%.3f', cut))
+    'plateau', string.format('%.6f', plateau), 'cut', string.format('%.3f', cut))
 elseif state[8] then
-  redis.call('HDEL', KEYS[1], 'rate', 'plateau', 'top', 'cut')
+  redis.call('HDEL', KEYS[1], 'rate', 'plateau', 'cut')
 end
 -- Forgotten when idle: by then it would be back at the limit, unless paused for longer, and would
 -- have earned its burst.

@@ -7,8 +7,9 @@ Redis is asked a few times a second, not for every call.
 
 A 429 cuts the rate for everybody by the share of calls that were refused (as DCTCP does, RFC 8257),
 so that one stray refusal costs little and a quota that shrank is found in a second or two. Where
-most is refused, the rate is halved and comes back by doubling (slow start, Jacobson 1988) up to
-what was borne before; from there it probes for more, slowly at first (CUBIC, RFC 9438).
+all is refused, the rate is halved and comes back by doubling (slow start, Jacobson 1988) up to what
+was borne before. What is borne is kept for a while, and twice as long after each probe that failed;
+then it probes for more, slowly at first (the convex half of CUBIC, RFC 9438).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import structlog
 
 from worker.ledger import keys
 from worker.metrics import SLOT_WAIT_S, THROTTLED
+from worker.retry import MAX_PAUSE_S
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,7 +41,6 @@ BLOCK_S = 0.1
 a cut reaches every worker soon."""
 PATIENCE_S = 60.0
 """No slot is reserved farther ahead."""
-MAX_PAUSE_S = 600.0
 
 log = structlog.get_logger(__name__)
 

@@ -11,8 +11,8 @@ from redis.backoff import FullJitterBackoff
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-LONGEST_ASKED_S = 600.0
-"""The longest wait that the cloud is taken to have asked for, as the limiter has it."""
+MAX_PAUSE_S = 600.0
+"""The longest wait that the cloud is taken to have asked for all calls of a project."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def tried_s(policy: RetryPolicy, moments_ms: Sequence[int]) -> float:
         Seconds from the first call to the last, without what it waited for other reasons than its
         retries: its turn in a long run, a pause, an outage.
     """
-    longest_s = max(policy.cap_s, LONGEST_ASKED_S)
+    longest_s = max(policy.cap_s, MAX_PAUSE_S)
     gaps_s = ((later - earlier) / 1000 for earlier, later in pairwise(moments_ms))
     return sum(min(max(0.0, gap_s), longest_s) for gap_s in gaps_s)
 

@@ -18,7 +18,8 @@ from redis.exceptions import RedisError
 
 from tests.worker.conftest import Runs, environment, settings_for
 from worker.ledger import keys
-from worker.limiter import MAX_PAUSE_S, PATIENCE_S, Limiter, LongWaitError, Quota, Slots
+from worker.limiter import PATIENCE_S, Limiter, LongWaitError, Quota, Slots
+from worker.retry import MAX_PAUSE_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import uuid
 from collections import deque
@@ -212,11 +213,32 @@ def test_a_stray_refusal_costs_no_rate(redis_url: str) -> None:
     assert simulation.used(6, 15, 50) >= 0.98
 
 
-def test_the_rate_comes_back_when_the_quota_does(redis_url: str) -> None:
+@pytest.mark.parametrize("retry_after_s", [0, 1])
+@pytest.mark.parametrize("low_s", [17, 300])
+def test_the_rate_comes_back_when_the_quota_does(
+    redis_url: str, low_s: int, retry_after_s: float
+) -> None:
+    again = 3 + low_s
     simulation = simulated(
-        redis_url, 5, lambda at: 2 if 3 <= at < 20 else 5, retry_after_s=1, spans=[400]
+        redis_url,
+        5,
+        lambda at: 2 if 3 <= at < again else 5,
+        retry_after_s=retry_after_s,
+        spans=[again + 120],
     )
-    assert simulation.used(380, 400, 5) >= 0.97
+    assert simulation.used(again + 100, again + 120, 5) >= 0.97
+
+
+def test_a_quota_that_stays_low_is_probed_ever_more_seldom(redis_url: str) -> None:
+    simulation = simulated(
+        redis_url, 20, lambda at: 20 if at < 5 else 10, retry_after_s=1, spans=[605]
+    )
+    refused = [call.at for call in simulation.calls if not call.passed and call.at > 10]
+    waits = [later - at for at, later in itertools.pairwise(refused)]
+    assert waits[0] > 1.5 * (refused[0] - 10)
+    assert waits[1] > 1.2 * waits[0]
+    assert simulation.used(305, 605, 10) >= 0.97
+    assert 0 < simulation.refused(305, 605) <= 0.002
 
 
 def test_a_rest_earns_nothing_but_the_burst(redis_url: str) -> None:

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 DOUBLING_S = 2.0
-PROBE_S = 200.0
+HOLD_S = 20.0
+PROBE_S = 30.0
 PAUSED_MS = 1_000
 """Slots that far ahead, and two slots ahead, mean that the cloud asked for a pause."""
 
@@ -60,14 +61,14 @@ def rate_of(state: Mapping[str, str], limit: float, now_ms: float) -> Rate | Non
     now = limit
     if "cut" in state:
         base = float(state["rate"])
-        plateau, top = (min(limit, float(state.get(name, limit))) for name in ("plateau", "top"))
+        plateau = min(limit, float(state.get("plateau", limit)))
         seconds = max(0.0, now_ms - float(state["cut"])) / 1000
         rising_s = max(0.0, DOUBLING_S * math.log2(plateau / base))
         if seconds < rising_s:
             now = base * 2 ** (seconds / DOUBLING_S)
         else:
-            level_s = PROBE_S * (max(0.0, top - plateau) / limit) ** (1 / 3)
-            now = min(limit, top + limit * ((seconds - rising_s - level_s) / PROBE_S) ** 3)
+            probing_s = max(0.0, seconds - rising_s - float(state.get("hold", HOLD_S)))
+            now = min(limit, plateau + limit * (probing_s / PROBE_S) ** 3)
     ahead_ms = float(state.get("tat", 0)) - now_ms
     return Rate(
         limit=limit,
