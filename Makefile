@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # The tests start commands by the hundred, which without byte code compile every module anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test lint check faults format clean
+.PHONY: demo test lint check faults format extras clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/installed
@@ -29,6 +29,13 @@ faults: $(VENV)/installed
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# What some tests want besides and are skipped without: Chromium, and promtool. For root on Debian.
+extras:
+	@{ command -v chromium && command -v promtool; } >/dev/null || { \
+		test "$$(id -u)" = 0 && apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+		apt-get install -qq -y --no-install-recommends chromium prometheus; } >/dev/null 2>&1 || \
+		echo "Chromium or promtool is not there: the tests that want them are skipped." >&2
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,7 +1,12 @@
-"""From a plan to a run in the ledger, and its first batches to the broker."""
+"""From a plan to a run in the ledger, and its first batches to the broker.
+
+Whoever asks for a run, each decision that it is made of is a line of the log of the process that
+made it, and the run itself is one.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import secrets
 from dataclasses import dataclass
@@ -31,6 +36,11 @@ if TYPE_CHECKING:
     from scheduler.policy import Brakes
     from worker.feed import Feed
     from worker.ledger import Ledger, Run
+
+NOT_THERE = "asked for by name; it was not there"
+"""Why an id is in a run that no pool of its project has."""
+TOLD_AT_ONCE = 1_000
+"""Decisions that are logged before the event loop has its turn."""
 
 log = structlog.get_logger(__name__)
 
@@ -120,7 +130,7 @@ def _jobs_of(plan: Plan) -> Iterator[NewJob]:
             project_id=plan.project_id,
             pool_name=pool_id,
             fingerprint=ABSENT,
-            chosen="asked for by name; it was not there",
+            chosen=NOT_THERE,
         )
 
 
@@ -130,25 +140,6 @@ def kept_by(plans: Sequence[Plan]) -> Iterator[Kept]:
         for decision in plan.refusals:
             pool = decision.pool
             yield Kept(plan.project_id, pool.pool_id, pool.display_name, decision.reason)
-
-
-def tell_decisions(plans: Sequence[Plan], run_id: str) -> None:
-    """Log what plans say of each pool: of those that stay only to who looks closely.
-
-    Args:
-        plans: the plans.
-        run_id: the run that was made of them.
-    """
-    for plan in plans:
-        for decision in plan.decisions:
-            tell = log.info if decision.delete else log.debug
-            tell(
-                "pool_chosen" if decision.delete else "pool_kept",
-                run_id=run_id,
-                project_id=plan.project_id,
-                pool_name=decision.pool.pool_id,
-                reason=decision.reason,
-            )
 
 
 async def dispatch(
@@ -182,23 +173,28 @@ async def dispatch(
         return await ledger.run(run_id)
     try:
         await ledger.keep(run_id, kept_by(plans), maker=maker)
+        state, note = RunState.RUNNING, ""
         if order.dry_run:
-            await ledger.add(run_id, jobs_of(plans), maker=maker)
-            note = "a dry run: nothing was deleted"
+            state, note = RunState.PLANNED, "a dry run: nothing was deleted"
             if brake:
                 note += f"; a brake would hold it: {brake}"
-            await ledger.abort(run_id, note, state=RunState.PLANNED, maker=maker)
-            return await ledger.run(run_id)
-        brake = brake or await _other_run(plans, order, run_id, ledger)
-        if brake:
-            await ledger.abort(run_id, brake, state=RunState.BRAKED, maker=maker)
-            return await ledger.run(run_id)
-        total = await ledger.add(run_id, jobs_of(plans), maker=maker)
-        if not await ledger.start(run_id, total, maker=maker):
+        elif brake := brake or await _other_run(plans, order, run_id, ledger):
+            state, note = RunState.BRAKED, brake
+        total = 0
+        if state is not RunState.BRAKED:
+            total = await ledger.add(run_id, jobs_of(plans), maker=maker)
+        await _tell(plans, run_id)
+        if state is RunState.RUNNING:
+            is_made = await ledger.start(run_id, total, maker=maker)
+        else:
+            is_made = await ledger.abort(run_id, note, state=state, maker=maker)
+        if not is_made:
             raise RunNotFoundError(run_id)
+        _tell_made(order, run_id, state, note)
     except RunNotFoundError:
         run = await ledger.run(run_id)
         if run.ended:  # somebody cancelled it in the making
+            _tell_made(order, run_id, run.state, run.note)
             return run
         raise
     except Exception:
@@ -208,9 +204,42 @@ async def dispatch(
                 reason = "its maker failed; none of it was executed"
                 await ledger.abort(run_id, reason, maker=maker)
         raise
-    with contextlib.suppress(RedisError):  # the workers ask for batches too
-        await feed(run_id, projects=len(plans))
+    if state is RunState.RUNNING:
+        with contextlib.suppress(RedisError):  # the workers ask for batches too
+            await feed(run_id, projects=len(plans))
     return await ledger.run(run_id)
+
+
+async def _tell(plans: Sequence[Plan], run_id: str) -> None:
+    """Log what plans say of each pool; before the run begins, so that none of it is missing."""
+    for number, (event, project_id, pool_name, reason) in enumerate(_decisions(plans), start=1):
+        log.info(event, run_id=run_id, project_id=project_id, pool_name=pool_name, reason=reason)
+        if number % TOLD_AT_ONCE == 0:
+            await asyncio.sleep(0)
+
+
+def _decisions(plans: Sequence[Plan]) -> Iterator[tuple[str, str, str, str]]:
+    """Each decision: its event, the project, the pool and the reason."""
+    for plan in plans:
+        for decision in plan.decisions:
+            event = "pool_chosen" if decision.delete else "pool_kept"
+            yield event, plan.project_id, decision.pool.pool_id, decision.reason
+        for pool_id in plan.absent:
+            yield "pool_chosen", plan.project_id, pool_id, NOT_THERE
+
+
+def _tell_made(order: Order, run_id: str, state: RunState, note: str) -> None:
+    log.info(
+        "run_made",
+        run_id=run_id,
+        state=str(state),
+        source=str(order.source),
+        policy=order.policy,
+        client=order.client,
+        requester=order.requester,
+        reason=order.reason,
+        note=note,
+    )
 
 
 async def _other_run(

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from scheduler.facts import Fact, Facts
 from scheduler.listings import Listings
 from scheduler.selection import Decision, Rules, select, with_relatives
 from worker.modelarts import ApiError, VerdictKind
 from worker.modelarts.activity import parse_usage, period_for
+from worker.retry import GiveUp, RetryPolicy, backoff_s, decide
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -23,8 +24,13 @@ if TYPE_CHECKING:
     from worker.modelarts import Pool
     from worker.modelarts.client import ModelArtsClient
 
+T = TypeVar("T")
+
 AT_ONCE = 20
 """Reads of single pools under way at once."""
+TRIES = 4
+LONGEST_S = 60.0
+"""A read of a single pool is made so often, and not again when it was tried for so long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,8 @@ class Plan:
         absent: ids that were asked for by name and that the project does not have.
         unreadable: how many pools the cloud showed that could not be understood; they stay.
         nodes_later: whether nobody has looked yet how the nodes are paid for; the worker does.
+        unread: why what decides about a pool could not be read, where that may be otherwise in a
+            while, by pool id; it stays.
     """
 
     project_id: str
@@ -50,6 +58,7 @@ class Plan:
     absent: Sequence[str] = ()
     unreadable: int = 0
     nodes_later: bool = False
+    unread: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def deletions(self) -> list[Decision]:
@@ -89,6 +98,7 @@ class Planner:
         client: the API.
         limiter: reads count as calls too.
         idleness: remembers since when pools are idle; None: nothing is remembered.
+        retry: when a read of a single pool is made again.
         listing_max_age_s: for how long several plans share one listing of a project; 0: each
             lists anew.
     """
@@ -99,11 +109,13 @@ class Planner:
         limiter: Limiter,
         idleness: Idleness | None,
         *,
+        retry: RetryPolicy,
         listing_max_age_s: float = 0,
     ) -> None:
         self._client = client
         self._limiter = limiter
         self._idleness = idleness
+        self._retry = retry
         self._listings = Listings(client, limiter, max_age_s=listing_max_age_s)
         self._at_once = asyncio.Semaphore(AT_ONCE)
 
@@ -135,6 +147,7 @@ class Planner:
         facts = [Facts(pool) for pool in pools]
         place = {there.pool.pool_id: number for number, there in enumerate(facts)}
         decisions = select(facts, rules, now, vetoes)
+        unread: dict[str, str] = {}
         # Each round reads what is missing, so there are no more rounds than kinds of facts.
         while any(decision.needs for decision in decisions):
             read = [
@@ -142,7 +155,9 @@ class Planner:
                 for decision in decisions
                 for fact in sorted(decision.needs)
             ]
-            for pool_id, changes in await _all(read):
+            for pool_id, changes, why_unread in await _all(read):
+                if why_unread:
+                    unread[pool_id] = why_unread
                 there = facts[place[pool_id]]
                 unreadable = {**there.unreadable, **changes.pop("unreadable", {})}
                 facts[place[pool_id]] = replace(there, **changes, unreadable=unreadable)
@@ -161,29 +176,61 @@ class Planner:
             absent=absent,
             unreadable=len(listing.unreadable),
             nodes_later=rules.nodes_later,
+            unread=unread,
         )
 
     async def _read(
         self, project_id: str, facts: Facts, fact: Fact, now: datetime, window: timedelta
-    ) -> tuple[str, dict[str, Any]]:
+    ) -> tuple[str, dict[str, Any], str]:
+        """Returns the pool's id, what is known of it besides, and why it may yet be known."""
         pool_id = facts.pool.pool_id
         read: dict[Fact, Callable[[str, str], Awaitable[Any]]] = {
             Fact.NODES: self._client.list_nodes,
             Fact.WORKLOADS: self._client.list_workloads,
             Fact.USAGE: partial(self._usage, window),
         }
-        async with self._at_once:
-            await self._limiter.permit(project_id)
-            try:
-                found = await read[fact](project_id, pool_id)
-            except ApiError as error:
-                gone = error.verdict.kind is VerdictKind.ALREADY_DELETED
-                why = "the pool is gone by now" if gone else str(error)
-                return pool_id, {"unreadable": {fact: why}}
+        try:
+            found = await self._insist(project_id, lambda: read[fact](project_id, pool_id))
+        except ApiError as error:
+            gone = error.verdict.kind is VerdictKind.ALREADY_DELETED
+            why = "the pool is gone by now" if gone else str(error)
+            return pool_id, {"unreadable": {fact: why}}, why if error.temporary else ""
         changes = {str(fact): found}
         if fact is Fact.WORKLOADS and self._idleness is not None:
             changes["idle_since"] = await self._idleness.seen(project_id, facts.pool, found, now)
-        return pool_id, changes
+        return pool_id, changes, ""
+
+    async def _insist(self, project_id: str, read: Callable[[], Awaitable[T]]) -> T:
+        """What a read tells. One that fails in passing is made again a few times.
+
+        Raises:
+            ApiError: it failed for good, or too often.
+        """
+        clock = asyncio.get_running_loop().time
+        began, attempts = clock(), 0
+        while True:
+            async with self._at_once:
+                await self._limiter.permit(project_id)
+                try:
+                    return await read()
+                except ApiError as error:
+                    failure = error
+            verdict = failure.verdict
+            if verdict.throttled:
+                await self._limiter.throttled(
+                    project_id, verdict.retry_after_s, sent_ago_s=failure.answer.duration_s
+                )
+            attempts += 1
+            again = decide(
+                self._retry,
+                attempts=attempts,
+                elapsed_s=clock() - began,
+                backoff_s=backoff_s(self._retry, attempts),
+                retry_after_s=verdict.retry_after_s,
+            )
+            if isinstance(again, GiveUp) or not failure.temporary:
+                raise failure
+            await asyncio.sleep(again.seconds)
 
     async def _usage(self, window: timedelta, project_id: str, pool_id: str) -> Any:
         period = period_for(window)
@@ -191,7 +238,7 @@ class Planner:
         return parse_usage(document, period)
 
 
-async def _all(work: Sequence[Awaitable[tuple[str, dict[str, Any]]]]) -> Sequence[Any]:
+async def _all(work: Sequence[Awaitable[T]]) -> Sequence[Any]:
     """The results of all, or the first error once all have ended: none is left running."""
     results = await asyncio.gather(*work, return_exceptions=True)
     for result in results:

@@ -15,7 +15,6 @@ import structlog
 from redis.exceptions import RedisError
 
 from scheduler.almanac import SILENT_S, Almanac, Night, NightState, NotLeadingError
-from scheduler.dispatch import tell_decisions
 from scheduler.metrics import NightFacts
 from scheduler.nights import due, next_night
 from scheduler.review.records import moment
@@ -302,7 +301,6 @@ class Rota:
                 await self._announcer.failed(policy, night.policy, project_id, night.at, reason)
             else:
                 runs[project_id] = swept.run.run_id
-                tell_decisions([swept.plan], swept.run.run_id)
                 await self._announce(night.policy, policy, swept)
                 if swept.run.state is RunState.BRAKED:
                     notes.append(f"{project}: braked: {swept.run.note}")

@@ -15,11 +15,12 @@ from scheduler import marks
 from scheduler.brakes import held_by
 from scheduler.dispatch import Order, dispatch
 from scheduler.idleness import Idleness
-from scheduler.planner import Plan, Planner
+from scheduler.planner import LONGEST_S, TRIES, Plan, Planner
 from scheduler.selection import rules_of
 from worker.broker import make_app, sender
 from worker.feed import Feed
 from worker.modelarts_client import make_client, make_limiter
+from worker.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -63,8 +64,14 @@ class Office:
         """
         limiter = make_limiter(self.directory, self.redis, endpoint)
         async with make_client(self.directory, self.redis, endpoint) as client:
-            idleness = Idleness(self.redis, endpoint)
-            yield Planner(client, limiter, idleness, listing_max_age_s=listing_max_age_s)
+            config = self.directory.settings
+            yield Planner(
+                client,
+                limiter,
+                Idleness(self.redis, endpoint),
+                retry=RetryPolicy(TRIES, LONGEST_S, config.backoff_base_s, config.backoff_cap_s),
+                listing_max_age_s=listing_max_age_s,
+            )
 
     def feed(self, endpoint: str) -> Feed:
         """What sends the batches of runs at an endpoint."""

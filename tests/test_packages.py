@@ -156,6 +156,29 @@ def needed(name: str, extras: frozenset[str], found: dict[str, set[str]]) -> dic
     return found
 
 
+def brought(wheel: Path) -> dict[str, set[str]]:
+    """The distributions that the wheel brings along here: each with its extras."""
+    found: dict[str, set[str]] = {}
+    for text in metadata(wheel).get_all("Requires-Dist") or []:
+        wish = Requirement(text)
+        if wish.marker is None or wish.marker.evaluate({"extra": ""}):
+            needed(wish.name, frozenset(wish.extras), found)
+    return found
+
+
+def test_whatever_the_wheel_brings_along_is_pinned(packages: Packages) -> None:
+    """By the first Python 3.11 too, which needs more than later ones: Debian's is an early one."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {canonicalize_name(line.partition("==")[0]) for line in lines}
+    wanted = set()
+    for name, extras in brought(packages.wheel).items():
+        for wish in map(Requirement, distribution(name).requires or []):
+            here = [{"extra": extra, "python_full_version": "3.11.0"} for extra in extras]
+            if wish.marker is None or any(map(wish.marker.evaluate, here)):
+                wanted.add(canonicalize_name(wish.name))
+    assert wanted - {"setuptools"} <= pinned  # which is there already: venv brings it
+
+
 def test_nothing_is_used_that_the_wheel_does_not_ask_for(
     packages: Packages, installed: Path
 ) -> None:
@@ -173,11 +196,7 @@ print(*{{name.partition(".")[0] for name in sys.modules}})
 """
     used = set(done(installed / "python", "-c", program, cwd=installed).split())
     assert used >= {*ROOMS, "celery", "kombu", "aiohttp"}
-    asked_for: dict[str, set[str]] = {}
-    for text in metadata(packages.wheel).get_all("Requires-Dist") or []:
-        wish = Requirement(text)
-        if wish.marker is None or wish.marker.evaluate({"extra": ""}):
-            needed(wish.name, frozenset(wish.extras), asked_for)
+    asked_for = brought(packages.wheel)
     places = packages_distributions()
     missing = {
         module

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ import pytest
 import yaml
 
 from scheduler.cli.commands import COMMANDS
+from tests.cli.conftest import eventually
+from tests.faults.rig import free_port
 from worker.settings import ENV_PREFIX, Settings
 
 ROOT = Path(__file__).parent.parent
@@ -94,6 +98,59 @@ def test_a_service_runs_a_command_with_settings_that_exist(name: str) -> None:
     assert name in COMMANDS
     for variable in service["environment"]:
         assert variable.removeprefix(ENV_PREFIX).lower() in Settings.model_fields
+
+
+def test_the_files_that_the_deployment_starts_from_are_there() -> None:
+    copied = re.findall(
+        r"^#   cp (?:-r )?(\S+)", (ROOT / "docker-compose.yml").read_text(), re.MULTILINE
+    )
+    assert len(copied) == 2
+    assert [path for path in copied if not (ROOT / path).exists()] == []
+
+
+def given_by_compose(name: str, url: str, ports: dict[str, str]) -> dict[str, str]:
+    """A service's environment, with the examples as `.env` and as the folder of configuration."""
+    lines = (ROOT / "examples/poolsweep.env").read_text().splitlines()
+    filled_in = dict(line.split("=", 1) for line in lines if re.match(r"\w", line))
+    filled_in |= {"POOLSWEEP_AK": "an-access-key", "POOLSWEEP_SK": "its-secret"}
+    environment = {}
+    for variable, value in compose()["services"][name]["environment"].items():
+        text = re.sub(r"\$\{(\w+):-(.*?)\}", lambda m: filled_in.get(m[1]) or m[2], str(value))
+        text = text.replace("redis://redis:6379/0", url)
+        text = text.replace("/etc/poolsweep", str(ROOT / "examples/deployment"))
+        environment[variable] = ports.get(text, text)
+    return environment
+
+
+@pytest.mark.parametrize("name", ["worker", "scheduler", "intake", "review"])
+def test_a_service_comes_up_with_the_example_files(
+    name: str, redis_url: str, tmp_path: Path
+) -> None:
+    service = compose()["services"][name]
+    ports = {port: str(free_port()) for port in ("9464", "8080", "8081")}
+    *_, program = service["healthcheck"]["test"]
+    program = re.sub(r"(?<=127\.0\.0\.1:)\d+", lambda m: ports[m[0]], program)
+
+    def healthy() -> bool:
+        command = [sys.executable, "-c", program]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+    log = tmp_path / "log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [Path(sys.executable).with_name("poolsweep"), *service["command"]],
+            cwd="/",
+            env=given_by_compose(name, redis_url, ports),
+            stdout=out,
+            stderr=out,
+        )
+    try:
+        eventually(lambda: process.poll() is not None or healthy())
+        assert process.poll() is None, log.read_text()
+        process.terminate()
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
 
 
 def test_the_image_is_a_plain_install_that_runs_as_nobody_special() -> None:

@@ -12,21 +12,31 @@ from worker.modelarts.client import ClientOptions, ModelArtsClient
 from worker.settings import SettingsError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from redis.asyncio import Redis
 
+    from worker.modelarts import Answer
     from worker.projects import Directory
 
 SPARE_CONNECTIONS = 20
 """For reads beside the DELETE calls."""
 
 
-def make_client(directory: Directory, redis: Redis, endpoint: str) -> ModelArtsClient:
+def make_client(
+    directory: Directory,
+    redis: Redis,
+    endpoint: str,
+    *,
+    observe: Callable[[Answer], None] | None = None,
+) -> ModelArtsClient:
     """A client for one endpoint; each project signs in with its own credentials, if it has any.
 
     Args:
         directory: the settings, and the projects that have something of their own.
         redis: where workers share an IAM token, sealed.
         endpoint: the base URL of the API.
+        observe: is told what came of each call.
 
     Raises:
         SettingsError: credentials are missing or not usable.
@@ -52,7 +62,9 @@ def make_client(directory: Directory, redis: Redis, endpoint: str) -> ModelArtsC
         if not own:
             raise
         others = None
-    return ModelArtsClient(Endpoint(endpoint), ProjectAuthenticator(own, others), options)
+    return ModelArtsClient(
+        Endpoint(endpoint), ProjectAuthenticator(own, others), options, observe=observe
+    )
 
 
 def make_limiter(directory: Directory, redis: Redis, endpoint: str) -> Limiter:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import structlog
 from redis.exceptions import RedisError
 
-from worker import embedded_redis, metrics
+from worker import embedded_redis, ledger_facts, metrics
 from worker.broker import make_app, sender
 from worker.cancellation import cancel
 from worker.deletion import Deleter
@@ -28,6 +28,7 @@ from worker.modelarts_client import make_client, make_limiter
 from worker.pause import PauseWatch, pauses
 from worker.projects import Directory
 from worker.reconciler import Reconciler, live_workers
+from worker.recorder import Recorder
 from worker.redis_connection import connect
 from worker.retry import RetryPolicy
 from worker.settings import Settings, settings
@@ -96,8 +97,10 @@ class WorkerProcess:
 
     def _site(self, directory: Directory, endpoint: str, ledger: Ledger) -> Site:
         config = directory.settings
-        recorder = metrics.CountingRecorder(ledger, endpoint)
-        client = metrics.MeteredClient(make_client(directory, self._redis, endpoint))
+        recorder = Recorder(ledger, observe=metrics.OutcomeCounter(endpoint))
+        client = make_client(
+            directory, self._redis, endpoint, observe=metrics.CallCounter(endpoint)
+        )
         limiter = make_limiter(directory, self._redis, endpoint)
         feed = Feed(ledger, sender(make_app(config, [endpoint]), endpoint), config)
         verifier = Verifier(
@@ -184,7 +187,7 @@ class WorkerProcess:
             "reconciler_leads", "1 if this process reconciles the endpoint, else 0.", "endpoint"
         )
         on = (await pauses(self._redis)).values() if redis_up else None
-        facts = metrics.LedgerFacts(self._redis, resend_s=self._resend_s)
+        facts = ledger_facts.LedgerFacts(self._redis, resend_s=self._resend_s)
         for each in self._reconcilers:
             leads.add_metric([each.endpoint], each.leads)
             if redis_up and each.leads:
@@ -193,7 +196,7 @@ class WorkerProcess:
         return [
             leads,
             *metrics.of_limits(self._limits),
-            *metrics.of_pauses(on),
+            *ledger_facts.of_pauses(on),
             *facts.metrics,
         ]
 

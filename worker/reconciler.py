@@ -208,7 +208,7 @@ class Reconciler:
                 continue
             async for job in self._ledger.all_jobs(run.run_id, outcome=outcome):
                 lost = job.attempts and job.attempts[-1].code == "lease_expired"
-                if outcome is JobState.CANCELLED or lost:
+                if outcome is JobState.CANCELLED or lost or job.is_damaged:
                     log.info(
                         "job_moved",
                         run_id=run.run_id,

@@ -7,6 +7,8 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from worker.ledger import Ledger, Move
 
 MOST = 500
@@ -18,10 +20,12 @@ class Recorder:
 
     Args:
         ledger: where they go.
+        observe: is told each move that the ledger has made; it must neither wait nor raise.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, *, observe: Callable[[Move], None] | None = None) -> None:
         self._ledger = ledger
+        self._observe = observe
         self._queues: defaultdict[str, list[tuple[Move, asyncio.Future[bool]]]] = defaultdict(list)
         self._writers: dict[str, asyncio.Task[None]] = {}
 
@@ -51,7 +55,9 @@ class Recorder:
                         if not future.done():  # its caller waits no longer
                             future.set_exception(error)
                 else:
-                    for (_, future), done in zip(entries, made, strict=True):
+                    for (move, future), done in zip(entries, made, strict=True):
+                        if done and self._observe is not None:
+                            self._observe(move)
                         if not future.done():
                             future.set_result(done)
         finally:

@@ -24,32 +24,75 @@ if TYPE_CHECKING:
 
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-COMMANDS = {
-    "delete": "scheduler.cli.delete:delete",
-    "plan": "scheduler.cli.policies:plan",
-    "sweep": "scheduler.cli.policies:sweep",
-    "results": "scheduler.cli.results:results",
-    "runs": "scheduler.cli.results:runs",
-    "report": "scheduler.cli.report:report",
-    "requests": "scheduler.cli.requests:requests",
-    "watch": "scheduler.cli.watch:watch",
-    "retry": "scheduler.cli.retry:retry",
-    "cancel": "scheduler.cli.control:cancel",
-    "pause": "scheduler.cli.control:pause",
-    "resume": "scheduler.cli.control:resume",
-    "marks": "scheduler.cli.vetoes:marks",
-    "keep": "scheduler.cli.vetoes:keep",
-    "schedule": "scheduler.cli.schedule:schedule",
-    "scheduler": "scheduler.cli.schedule:scheduler",
-    "worker": "scheduler.cli.worker:worker",
-    "intake": "scheduler.cli.intake:intake",
-    "token": "scheduler.cli.token:token",
-    "review": "scheduler.cli.review:review",
-    "sandbox": "sandbox.command:sandbox",
-    "demo": "scheduler.cli.demo:demo",
-    "policy": "scheduler.cli.policy_files:policy_app",
+PANELS = {
+    "Delete pools": {
+        "delete": "scheduler.cli.delete:delete",
+        "plan": "scheduler.cli.policies:plan",
+        "sweep": "scheduler.cli.policies:sweep",
+        "retry": "scheduler.cli.retry:retry",
+    },
+    "See what happened": {
+        "runs": "scheduler.cli.results:runs",
+        "watch": "scheduler.cli.watch:watch",
+        "results": "scheduler.cli.results:results",
+        "report": "scheduler.cli.report:report",
+        "requests": "scheduler.cli.requests:requests",
+        "schedule": "scheduler.cli.schedule:schedule",
+        "marks": "scheduler.cli.vetoes:marks",
+    },
+    "Hold things back": {
+        "pause": "scheduler.cli.control:pause",
+        "resume": "scheduler.cli.control:resume",
+        "cancel": "scheduler.cli.control:cancel",
+        "keep": "scheduler.cli.vetoes:keep",
+    },
+    "Run it as a service": {
+        "worker": "scheduler.cli.worker:worker",
+        "scheduler": "scheduler.cli.schedule:scheduler",
+        "intake": "scheduler.cli.intake:intake",
+        "review": "scheduler.cli.review:review",
+    },
+    "Set it up, and try it out": {
+        "policy": "scheduler.cli.policy_files:policy_app",
+        "token": "scheduler.cli.token:token",
+        "sandbox": "sandbox.command:sandbox",
+        "demo": "scheduler.cli.demo:demo",
+    },
 }
 """Where each command is, a function or an app of several, in the order of the help."""
+COMMANDS = {name: where for panel in PANELS.values() for name, where in panel.items()}
+EXAMPLES = {
+    "delete": (
+        "poolsweep delete --project PROJECT POOL POOL",
+        "poolsweep delete --project PROJECT --from pools.txt",
+        "poolsweep delete --project PROJECT --tag env=dev --older-than 30d",
+    ),
+    "plan": (
+        "poolsweep plan policies.yaml --only nightly --kept",
+        "poolsweep plan policies.yaml --json > plan.json",
+    ),
+    "sweep": (
+        "poolsweep sweep policies.yaml --only nightly",
+        "poolsweep sweep policies.yaml --plan plan.json",
+    ),
+    "retry": ('poolsweep retry RUN --reason "the lock is gone"',),
+    "results": (
+        "poolsweep results RUN --outcome failed",
+        "poolsweep results RUN --kept",
+        "poolsweep results RUN --csv > jobs.csv",
+    ),
+    "report": (
+        "poolsweep report RUN",
+        "poolsweep report --since 7d --prices prices.yaml",
+        "poolsweep report --since 7d --html week.html",
+    ),
+    "pause": ('poolsweep pause --project PROJECT --reason "a migration"',),
+    "keep": (
+        'poolsweep keep POOL --project PROJECT --until 30d --reason "still training"',
+        "poolsweep keep POOL --project PROJECT --release",
+    ),
+}
+"""How commands are called that have several ways to be."""
 
 
 class _LazyGroup(TyperGroup):
@@ -63,12 +106,24 @@ class _LazyGroup(TyperGroup):
         if cmd_name not in COMMANDS:
             return None
         found = pkgutil.resolve_name(COMMANDS[cmd_name])
+        examples = EXAMPLES.get(cmd_name, ())
         holder = typer.Typer()
+        (panel,) = (title for title, commands in PANELS.items() if cmd_name in commands)
         if isinstance(found, typer.Typer):
-            holder.add_typer(found, name=cmd_name)
+            holder.add_typer(found, name=cmd_name, rich_help_panel=panel)
         else:
-            holder.command(cmd_name)(found)
+            holder.command(
+                cmd_name,
+                help=_unwrapped(found.__doc__ or ""),
+                epilog="\n\n".join(("For example:", *examples)) if examples else None,
+                rich_help_panel=panel,
+            )(found)
         return get_group(holder).commands[cmd_name]
+
+
+def _unwrapped(text: str) -> str:
+    """A docstring with each paragraph on one line, so that it is wrapped to the terminal alone."""
+    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
 
 
 app = typer.Typer(

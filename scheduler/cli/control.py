@@ -8,13 +8,17 @@ from typing import Annotated
 import typer
 
 from scheduler.cli.errors import UsageError
+from scheduler.cli.projects import project_id
 from scheduler.cli.session import open_ledger, requester, say
 from worker import pause as pauses
-from worker.modelarts import validate_project_id
 from worker.settings import settings
 
 Scope = Annotated[
-    str | None, typer.Option("--project", help="Only this project; without it, everything.")
+    str | None,
+    typer.Option(
+        "--project",
+        help="Only this project, by id or by its name in the projects file; else everything.",
+    ),
 ]
 
 
@@ -31,7 +35,7 @@ def resume(project: Scope = None) -> None:
     asyncio.run(_resume(_scope(project)))
 
 
-def cancel(run: Annotated[str, typer.Argument(help="The run's id.")]) -> None:
+def cancel(run: Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")]) -> None:
     """Cancel what a run has not called yet; what is being deleted is not stopped."""
     asyncio.run(_cancel(run))
 
@@ -39,10 +43,10 @@ def cancel(run: Annotated[str, typer.Argument(help="The run's id.")]) -> None:
 def _scope(project: str | None) -> str:
     if project is None:
         return pauses.EVERYTHING
-    try:
-        return validate_project_id(project)
-    except ValueError as error:
-        raise UsageError(f"--project: {error}") from None
+    # It takes a while to load, and stopping everything must not wait for it.
+    from worker.projects import Directory
+
+    return project_id(Directory.of(settings()), project)
 
 
 async def _pause(scope: str, reason: str) -> None:

@@ -13,6 +13,7 @@ import typer
 
 from scheduler.cli.errors import UsageError
 from scheduler.cli.on_demand import Terms, brakes_of, carry_out, one_endpoint, plan_over
+from scheduler.cli.projects import project_id
 from scheduler.cli.selector import selector
 from scheduler.cli.session import open_ledger, say
 from scheduler.pool_list import LARGEST, Form, form_of, parse
@@ -117,7 +118,7 @@ def delete(
         match=match,
     )
     directory = Directory.of(settings())
-    projects = _projects(directory, project or ())
+    projects = list(dict.fromkeys(project_id(directory, text) for text in project or ()))
     names: Names | None = None
     if chosen is None:
         names = _names(pools or (), source, form, directory, projects)
@@ -185,13 +186,6 @@ def _record(chosen: Matcher, projects: Sequence[str]) -> str:
     """What pools are chosen by in each project, as the ledger holds it."""
     form = chosen.model_dump(mode="json", by_alias=True, exclude_unset=True)
     return json.dumps(dict.fromkeys(projects, form), ensure_ascii=False)
-
-
-def _projects(directory: Directory, given: Iterable[str]) -> list[str]:
-    try:
-        return list(dict.fromkeys(directory.find(text) for text in given))
-    except ValueError as error:
-        raise UsageError(f"--project: {error}") from None
 
 
 def _names(

@@ -6,6 +6,8 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING
 
+import structlog
+
 from scheduler.cli.progress import follow
 from scheduler.cli.session import say, stdout
 from scheduler.review import tables
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
     from scheduler.cli.attendance import Attendance
     from worker.ledger import Ledger, Run
+
+log = structlog.get_logger(__name__)
 
 
 async def start(making: Coroutine[Any, Any, Run], attendance: Attendance) -> Run:
@@ -55,6 +59,19 @@ async def see_through(ledger: Ledger, run: Run, attendance: Attendance) -> Run:
         # It may have ended meanwhile, or begun.
         await attendance.leave(await ledger.run(run.run_id))
         raise
+    # Also told by the worker, unless that is this command's own and stops with it.
+    log.info(
+        "run_ended",
+        run_id=ended.run_id,
+        state=ended.state,
+        source=ended.source,
+        policy=ended.policy,
+        total=ended.total,
+        counts={state: count for state, count in ended.counts.items() if count},
+        note=ended.note,
+        started_ms=ended.started_ms,
+        finished_ms=ended.finished_ms,
+    )
     await show_end(ledger, ended)
     if ended.counts[JobState.FAILED]:
         say(f"Try them again:  poolsweep retry {run.run_id}")

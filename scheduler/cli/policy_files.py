@@ -19,7 +19,7 @@ policy_app = typer.Typer(help="Check policies, or print their schema.", no_args_
 File = Annotated[
     Path | None,
     typer.Argument(
-        metavar="[POLICIES]", help="The policy file; without it, POOLSWEEP_POLICIES_FILE."
+        metavar="POLICIES", help="The policy file; without it, POOLSWEEP_POLICIES_FILE."
     ),
 ]
 

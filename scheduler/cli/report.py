@@ -17,7 +17,7 @@ from scheduler import prices
 from scheduler.cli.errors import UsageError
 from scheduler.cli.forms import FLAGS, Form, chosen
 from scheduler.cli.results import AsLines, AsMarkdown
-from scheduler.cli.session import open_ledger, say, say_json, stderr, stdout
+from scheduler.cli.session import open_ledger, remark_unread, say, say_json, stdout
 from scheduler.durations import parse_duration
 from scheduler.review import markdown, records, tables
 from scheduler.review.gathering import report_of_run, report_since, runs_between
@@ -37,7 +37,7 @@ LONGEST = timedelta(days=366)
 
 
 def report(
-    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="One run's id.")] = None,
+    run: Annotated[str | None, typer.Argument(metavar="RUN", help="One run's id.")] = None,
     since: Annotated[
         str | None,
         typer.Option(metavar="DURATION", help="All runs made in the last while, such as 7d."),
@@ -137,8 +137,7 @@ async def _runs(
 
     async for run in runs_between(redis, ledger, since_ms, now_ms, unread):
         yield run
-    if count:
-        stderr.print(f"Not in it, since a newer poolsweep made them: {count} runs.", markup=False)
+    remark_unread(count)
 
 
 async def _write_runs(runs: AsyncIterator[Run], form: Form) -> None:

@@ -12,14 +12,14 @@ import typer
 from scheduler.cli.control import sentence
 from scheduler.cli.errors import UsageError
 from scheduler.cli.forms import Form, chosen
-from scheduler.cli.session import open_ledger, say, say_json, stdout
+from scheduler.cli.session import open_ledger, remark_unread, say, say_json, stdout
 from scheduler.review import records, tables
 from worker.ledger import JobState
 from worker.pause import pauses
 from worker.settings import settings
 
 if TYPE_CHECKING:
-    from worker.ledger import Ledger
+    from worker.ledger import Ledger, SchemaError
 
 AsLines = Annotated[bool, typer.Option("--jsonl", help="JSON lines, one object on each.")]
 AsMarkdown = Annotated[bool, typer.Option("--markdown", help="A table in Markdown.")]
@@ -114,14 +114,17 @@ def runs(
 
 async def _runs(limit: int, as_json: bool) -> None:
     async with open_ledger(settings()) as (redis, ledger):
-        found = await ledger.runs(limit=limit)
+        unread: list[SchemaError] = []
+        found = await ledger.runs(limit=limit, unread=unread.append)
         paused = await pauses(redis)
     if as_json:
         rows = [records.run_record(run) for run in found]
         say_json(rows)
-    elif found:
-        stdout.print(tables.runs(found))
+    else:
+        if found:
+            stdout.print(tables.runs(found))
+        elif not unread:
+            say("No runs yet.")
         for each in paused.values():
             say(sentence(each))
-    else:
-        say("No runs yet.")
+    remark_unread(len(unread))

@@ -13,7 +13,7 @@ from scheduler import matchers
 from scheduler.cli.delete import Verify, Wait, Yes
 from scheduler.cli.errors import UsageError
 from scheduler.cli.on_demand import Terms, brakes_of, carry_out, plan_over
-from scheduler.cli.outcome import EXIT_DONE
+from scheduler.cli.outcome import EXIT_DONE, EXIT_FAILURES
 from scheduler.cli.session import open_ledger, remark
 from scheduler.selection import named
 from scheduler.sweep import Office, plan_project
@@ -92,11 +92,18 @@ async def _retry(run_id: str, demand: Demand) -> int:
         if not run.ended:
             raise UsageError(f"RUN: {run_id} is {run.state}; accepted: a run that has ended.")
         failed: dict[str, dict[str, Job]] = {}
+        damaged = 0
         async for job in ledger.all_jobs(run_id, outcome=JobState.FAILED):
-            failed.setdefault(job.project_id, {})[job.pool_name] = job
+            if job.is_damaged:  # which pool it was, and what was planned, is lost
+                damaged += 1
+            else:
+                failed.setdefault(job.project_id, {})[job.pool_name] = job
+        if damaged:
+            remark(f"Left out, since their records are damaged: {damaged} jobs.", "yellow")
         if not failed:
-            remark(f"No job of run {run_id} failed: there is nothing to retry.")
-            return EXIT_DONE
+            which = "other job" if damaged else "job"
+            remark(f"No {which} of run {run_id} failed: there is nothing to retry.")
+            return EXIT_FAILURES if damaged else EXIT_DONE
         if _was_chosen(run):
             age_s = (await ledger.now_ms() - run.planned_ms) / 1000
             _not_too_old(run, age_s, config.plan_max_age_s)

@@ -17,7 +17,7 @@ from scheduler.cli.session import open_ledger, say, say_json, stdout
 from scheduler.cli.worker import end_with_stdin
 from scheduler.review import records, tables
 from scheduler.rota import next_nights
-from worker.ledger import RunNotFoundError
+from worker.ledger import RunNotFoundError, SchemaError
 from worker.settings import ENV_PREFIX, settings
 from worker.yaml_source import YamlError
 
@@ -94,6 +94,8 @@ async def _told(ledger: Ledger, night: Night) -> dict[str, Any]:
     for project_id, run_id in night.runs.items():
         try:
             run = await ledger.run(run_id)
+        except SchemaError:
+            runs.append({"run_id": run_id, "project_id": project_id, "state": "unread"})
         except RunNotFoundError:
             runs.append({"run_id": run_id, "project_id": project_id, "state": "forgotten"})
         else:

@@ -15,6 +15,7 @@ from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
 from rich.console import Console
 
 from scheduler.cli.errors import UnreachableError, UsageError
+from scheduler.cli.log_file import log_to_file
 from scheduler.review.records import json_text
 from worker import embedded_redis
 from worker.ledger import Ledger
@@ -57,6 +58,19 @@ def say_json(value: Any) -> None:
 def remark(sentence: str, style: str = "dim") -> None:
     """Tell the user something that is not part of the result."""
     stderr.print(sentence, style=style, markup=False)
+
+
+def remark_unread(count: int) -> None:
+    """Tell the user that some runs are missing from what is shown, and why.
+
+    Args:
+        count: how many; of 0 nothing is said.
+    """
+    if count:
+        what, which = ("1 run", "it") if count == 1 else (f"{count} runs", "them")
+        verb = "is" if count == 1 else "are"
+        text = f"{what} of a newer poolsweep {verb} left out: upgrade this one to see {which}."
+        remark(text, "yellow")
 
 
 def requester() -> str:
@@ -134,12 +148,13 @@ async def connected(settings: Settings) -> AsyncIterator[Redis]:
 
 @contextlib.asynccontextmanager
 async def open_ledger(settings: Settings) -> AsyncIterator[tuple[Redis, Ledger]]:
-    """The ledger of the settings' Redis.
+    """The ledger of the settings' Redis; what is done with it is logged.
 
     Raises:
         UsageError, UnreachableError, RedisError: as with `connected`.
         EmbeddedRedisError: the embedded one cannot be used.
     """
+    log_to_file(settings)
     with joined_redis(settings):
         async with connected(settings) as redis:
             yield redis, Ledger(redis, retention_days=settings.retention_days)

@@ -9,12 +9,13 @@ from typing import Annotated
 import typer
 
 from scheduler.cli.errors import UsageError
+from scheduler.cli.projects import project_id
 from scheduler.cli.session import open_ledger, requester, say, say_json, stdout
 from scheduler.durations import parse_duration
 from scheduler.marks import Veto, Vetoes, all_marks
 from scheduler.matchers import parse_expiry
 from scheduler.review import records, tables
-from worker.modelarts import validate_pool_name, validate_project_id
+from worker.modelarts import validate_pool_name
 from worker.projects import Directory
 from worker.settings import settings
 
@@ -39,8 +40,10 @@ async def _marks(as_json: bool) -> None:
 
 
 def keep(
-    pool: Annotated[str, typer.Argument(help="The pool's id (metadata.name).")],
-    project: Annotated[str, typer.Option(help="The project that it is in.")],
+    pool: Annotated[str, typer.Argument(metavar="POOL", help="The pool's id (metadata.name).")],
+    project: Annotated[
+        str, typer.Option(help="Its project, by id or by its name in the projects file.")
+    ],
     until: Annotated[
         str | None,
         typer.Option(
@@ -51,18 +54,20 @@ def keep(
     release: Annotated[bool, typer.Option("--release", help="Take the veto back.")] = False,
 ) -> None:
     """Keep a pool whatever any policy says: a veto."""
+    directory = Directory.of(settings())
+    place = project_id(directory, project)
     try:
-        project_id, pool_id = validate_project_id(project), validate_pool_name(pool)
+        pool_id = validate_pool_name(pool)
     except ValueError as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(f"POOL: {error}") from None
     moment = None if until is None else _moment(until)
-    asyncio.run(_keep(Veto(project_id, pool_id, moment, requester(), reason), release))
+    veto = Veto(place, pool_id, moment, requester(), reason)
+    asyncio.run(_keep(directory, veto, release=release))
 
 
-async def _keep(veto: Veto, release: bool) -> None:
-    config = settings()
-    endpoint = Directory.of(config).endpoint(veto.project_id).url
-    async with open_ledger(config) as (redis, _):
+async def _keep(directory: Directory, veto: Veto, *, release: bool) -> None:
+    endpoint = directory.endpoint(veto.project_id).url
+    async with open_ledger(directory.settings) as (redis, _):
         vetoes = Vetoes(redis, endpoint)
         if not release:
             await vetoes.put(veto)

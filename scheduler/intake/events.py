@@ -12,16 +12,23 @@ import asyncio
 import contextlib
 import hashlib
 import json
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import structlog
+from aiohttp import web
 from redis.exceptions import RedisError
 
+from scheduler.intake import problems
+from scheduler.intake.problems import ProblemError, retry_after
+from scheduler.intake.routes import has_left
 from worker.cancellation import cancel
 from worker.ledger import RunNotFoundError, SchemaError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 
+    from scheduler.intake.http import Bounds
     from worker.ledger import Ledger, Run
 
 LOOK_S = 0.5
@@ -30,6 +37,8 @@ GLANCE_S = 1.0
 RECONNECT_MS = 2_000
 OPENING = f"retry: {RECONNECT_MS}\n\n".encode()
 HEARTBEAT = b": the run is as it was\n\n"
+
+log = structlog.get_logger(__name__)
 
 
 class View:
@@ -163,6 +172,89 @@ async def stream(
             if view.over:
                 return
             await view.wait(GLANCE_S)
+
+
+class Streams:
+    """The streams that are open, which are so many at the most.
+
+    Args:
+        ledger: where the runs are.
+        record: a run's fields for JSON.
+        bounds: what is spent on anybody.
+    """
+
+    def __init__(
+        self, ledger: Ledger, record: Callable[[Run], dict[str, Any]], bounds: Bounds
+    ) -> None:
+        self._lookout = Lookout(ledger)
+        self._record = record
+        self._bounds = bounds
+        self._open: Counter[str] = Counter()
+
+    async def close(self, _: web.Application) -> None:
+        """End all at once, and those that are about to begin: when the process is to stop."""
+        self._lookout.close()
+
+    async def answer(
+        self, request: web.Request, run: Run, *, name: str, welcome: Callable[[], bool]
+    ) -> web.StreamResponse:
+        """Tell somebody of a run until it has ended, or they have left.
+
+        Args:
+            request: what they asked.
+            run: the run, as it has just been read.
+            name: whose stream it is.
+            welcome: whether they may still watch; asked every second.
+
+        Raises:
+            ProblemError: too many streams are open.
+        """
+        known = request.headers.get("Last-Event-ID", "")
+        if run.ended and known == id_of(run):
+            return web.Response(status=204)  # what tells an EventSource to ask no more
+        with self._one_more(name):
+            response = web.StreamResponse(
+                headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
+            )
+            await response.prepare(request)
+            try:
+                async with self._lookout.watch(run) as view:
+                    events = stream(
+                        view,
+                        self._record,
+                        known=known,
+                        heartbeat_s=self._bounds.heartbeat_s,
+                        welcome=lambda: not has_left(request) and welcome(),
+                    )
+                    async with contextlib.aclosing(events):
+                        async for event in events:
+                            async with asyncio.timeout(self._bounds.answer_s):
+                                await response.write(event)
+            except Exception as error:
+                if not isinstance(error, ConnectionError | TimeoutError):
+                    log.exception("request_crashed", client=name, run_id=run.run_id)
+                # An answer that has begun can only be broken off. Most often they have left, or do
+                # not read: what waits for them is dropped with the connection.
+                if request.transport is not None:
+                    request.transport.abort()
+        return response
+
+    @contextlib.contextmanager
+    def _one_more(self, name: str) -> Iterator[None]:
+        headers = retry_after(self._bounds.heartbeat_s)
+        if self._open[name] >= (most := self._bounds.streams_of_a_client):
+            detail = f"{most} streams are open already; close one to open another"
+            raise ProblemError(problems.TOO_MANY_STREAMS, detail, headers=headers)
+        if self._open.total() >= self._bounds.streams:
+            detail = "no more streams can be opened here for the moment"
+            raise ProblemError(problems.UNAVAILABLE, detail, headers=headers)
+        self._open[name] += 1
+        try:
+            yield
+        finally:
+            self._open[name] -= 1
+            if not self._open[name]:
+                del self._open[name]
 
 
 def id_of(run: Run) -> str:

@@ -5,36 +5,33 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections import Counter
-from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-import structlog
 from aiohttp import web
 
-from scheduler.intake import events, openapi, problems, reading
-from scheduler.intake.problems import ProblemError, problem_of, retry_after
+from scheduler.intake import openapi, problems, reading
+from scheduler.intake.events import Streams
+from scheduler.intake.problems import ProblemError, retry_after
 from scheduler.intake.request import Way
+from scheduler.intake.routes import Routes, route_of
 from scheduler.metrics import REQUEST_S, REQUESTS
 from scheduler.review.records import job_record, run_record
 from worker.cancellation import cancel
 from worker.health import Health, Readiness, answers
 from worker.ledger import RunNotFoundError, RunState
-from worker.modelarts.answers import printable
 from worker.settings import settings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from prometheus_client import Metric
 
     from scheduler.intake.clients import Client, Clients
     from scheduler.intake.desk import Desk
     from scheduler.intake.messages import Permits
+    from scheduler.intake.routes import Handler
     from worker.ledger import Ledger, Run
-
-    Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 HEADERS: Final = {
     "Server": "poolsweep",
@@ -42,9 +39,6 @@ HEADERS: Final = {
     "Cache-Control": "no-store",
 }
 """What every answer says besides."""
-_PROBES: Final = ("/healthz", "/readyz")
-
-log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +104,7 @@ def make_app(parts: Parts) -> web.Application:
     api = _Api(parts)
     app = web.Application(middlewares=[api.answer])
     app.on_response_prepare.append(_harden)
-    app.on_shutdown.append(api.close)
+    app.on_shutdown.append(api.streams.close)
     app.cleanup_ctx.append(api.serve_health)
     run = "/v1/runs/{run_id}"
     for method, path, handler in (
@@ -127,12 +121,13 @@ def make_app(parts: Parts) -> web.Application:
     return app
 
 
-class _Api:
+class _Api(Routes):
+    quiet = ("/healthz", "/readyz")  # that the process is not ready is said once, when it changes
+
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._bounds = parts.bounds
-        self._lookout = events.Lookout(parts.ledger)
-        self._streams: Counter[str] = Counter()
+        self.streams = Streams(parts.ledger, _record, parts.bounds)
         self._readiness = Readiness(self._missing)
 
     async def serve_health(self, _: web.Application) -> AsyncIterator[None]:
@@ -149,53 +144,22 @@ class _Api:
         yield
         await cancel(serving)
 
-    async def close(self, _: web.Application) -> None:
-        self._lookout.close()
-
     # Around every route
 
-    @web.middleware
-    async def answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Has a route's answer, or the problem that it ended with, and logs it."""
-        note = request[_NOTE] = _Note()
-        clock = asyncio.get_running_loop().time
-        began = clock()
-        problem = None
-        try:
-            reading.check_head(request)
-            response = await handler(request)
-        except Exception as error:
-            if isinstance(error, ConnectionError) and _has_left(request):
-                raise
-            problem = problem_of(error)
-            if problem is None:
-                log.exception("request_crashed", client=note.client, run_id=note.run_id)
-                problem = problems.crashed()
-            response = problem.response()
-        duration_s = clock() - began
-        self._count_answer(_route(request), response, duration_s)
-        event = log.bind(
-            client=note.client,
-            method=printable(request.method, 20),
-            route=_route(request),
-            run_id=note.run_id,
-            status=response.status,
-            duration_ms=round(duration_s * 1000),
-        )
-        if problem is not None:
-            # That the process is not ready is said once, when it changes.
-            tell = event.debug if _route(request) in _PROBES else event.warning
-            tell("request_refused", problem=problem.kind.name, detail=problem.detail)
-        elif _route(request) in _PROBES:
-            event.debug("http_request")
-        else:
-            event.info("http_request")
-        return response
+    async def _routed(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        request[_NOTE] = _Note()
+        return await handler(request)
 
-    def _count_answer(self, route: str, response: web.StreamResponse, duration_s: float) -> None:
-        REQUESTS.labels(route or "none", str(response.status)).inc()
+    def _about(self, request: web.Request) -> dict[str, str]:
+        return asdict(request.get(_NOTE) or _Note())
+
+    def _answered(
+        self, request: web.Request, response: web.StreamResponse, duration_s: float
+    ) -> None:
+        route = route_of(request) or "none"
+        REQUESTS.labels(route, str(response.status)).inc()
         if response.content_type != "text/event-stream":
-            REQUEST_S.labels(route or "none").observe(duration_s)
+            REQUEST_S.labels(route).observe(duration_s)
 
     def _client(self, request: web.Request) -> Client:
         """Who asks.
@@ -303,26 +267,20 @@ class _Api:
     async def events(self, request: web.Request) -> web.StreamResponse:
         client = self._client(request)
         reading.query_of(request)
-        known = request.headers.get("Last-Event-ID", "")
         async with asyncio.timeout(self._bounds.answer_s):
             run = await self._own_run(request, client)
-        if run.ended and known == events.id_of(run):
-            return web.Response(status=204)  # what tells an EventSource to ask no more
-        with self._a_stream(client):
-            response = web.StreamResponse(
-                headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
-            )
-            await response.prepare(request)
-            try:
-                await self._watch(request, response, run, known)
-            except Exception as error:
-                if not isinstance(error, ConnectionError | TimeoutError):
-                    log.exception("request_crashed", client=client.name, run_id=run.run_id)
-                # An answer that has begun can only be broken off. Most often the client has left,
-                # or does not read: what waits for it is dropped with the connection.
-                if request.transport is not None:
-                    request.transport.abort()
-        return response
+        token, seen = reading.token_of(request), self._parts.clients()
+
+        def welcome() -> bool:
+            nonlocal seen
+            if (clients := self._parts.clients()) is not seen:
+                now = clients.authenticate(token)
+                if now is None or now.name != client.name or Way.HTTP not in now.ways:
+                    return False
+                seen = clients
+            return True
+
+        return await self.streams.answer(request, run, name=client.name, welcome=welcome)
 
     async def describe(self, request: web.Request) -> web.Response:
         reading.query_of(request)
@@ -348,61 +306,6 @@ class _Api:
 
     async def _redis_answers(self) -> bool:
         return await answers(self._parts.ledger.now_ms)
-
-    # Streams
-
-    @contextmanager
-    def _a_stream(self, client: Client) -> Iterator[None]:
-        """One of the streams that may be open at once.
-
-        Raises:
-            ProblemError: there are too many.
-        """
-        headers = retry_after(self._bounds.heartbeat_s)
-        if self._streams[client.name] >= self._bounds.streams_of_a_client:
-            detail = f"client {client.name} has {self._streams[client.name]} streams open"
-            raise ProblemError(problems.TOO_MANY_STREAMS, detail, headers=headers)
-        if self._streams.total() >= self._bounds.streams:
-            detail = "no more streams can be opened here for the moment"
-            raise ProblemError(problems.UNAVAILABLE, detail, headers=headers)
-        self._streams[client.name] += 1
-        try:
-            yield
-        finally:
-            self._streams[client.name] -= 1
-            if not self._streams[client.name]:
-                del self._streams[client.name]
-
-    async def _watch(
-        self, request: web.Request, response: web.StreamResponse, run: Run, known: str
-    ) -> None:
-        token, name = reading.token_of(request), request[_NOTE].client
-        seen = self._parts.clients()
-
-        def welcome() -> bool:
-            nonlocal seen
-            if _has_left(request):
-                return False
-            clients = self._parts.clients()
-            if clients is not seen:
-                client = clients.authenticate(token)
-                if client is None or client.name != name or Way.HTTP not in client.ways:
-                    return False
-                seen = clients
-            return True
-
-        async with self._lookout.watch(run) as view:
-            stream = events.stream(
-                view,
-                _record,
-                known=known,
-                heartbeat_s=self._bounds.heartbeat_s,
-                welcome=welcome,
-            )
-            async with aclosing(stream):
-                async for chunk in stream:
-                    async with asyncio.timeout(self._bounds.answer_s):
-                        await response.write(chunk)
 
 
 # What it is answered
@@ -430,16 +333,6 @@ def _json(
         content_type="application/json",
         headers=headers,
     )
-
-
-def _has_left(request: web.Request) -> bool:
-    return request.transport is None or request.transport.is_closing()
-
-
-def _route(request: web.Request) -> str:
-    """The route's pattern: paths may hold anything, even a token that somebody put there."""
-    resource = request.match_info.route.resource
-    return resource.canonical if resource is not None else ""
 
 
 async def _nothing(_: bool) -> list[Metric]:

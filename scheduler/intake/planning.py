@@ -18,7 +18,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from scheduler.brakes import held
-from scheduler.dispatch import dispatch, tell_decisions
+from scheduler.dispatch import dispatch
 from scheduler.intake.desk import may_not, order_of
 from scheduler.intake.requests import Filed
 from scheduler.intake.webhooks import webhook_channel
@@ -269,6 +269,13 @@ class Planning:
             raise NotPlannedError(str(error), temporary=error.temporary) from None
         except SettingsError as error:
             raise NotPlannedError(str(error)) from None
+        # Nobody sees what a request's plan keeps, as somebody who types a command does, and no
+        # next night tries again: it waits as long as a job would, and then goes on without them.
+        unread = [why for plan in plans for why in plan.unread.values()]
+        if unread and age_s < self._office.directory.settings.max_retry_s:
+            raise NotPlannedError(
+                f"{len(unread)} pools cannot be decided about yet: {unread[0]}", temporary=True
+            )
         # Planning takes its time, in which a client may have been taken off the list.
         client = self._allowed(filed)
         brakes = _brakes(client, filed)
@@ -285,7 +292,6 @@ class Planning:
             feed=self._feed(filed.endpoint),
             brake=brake,
         )
-        tell_decisions(plans, made.run_id)
         return made.state
 
     def _allowed(self, filed: Filed) -> Client:

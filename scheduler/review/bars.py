@@ -1,6 +1,6 @@
-"""The geometry of stacked bars over days, for a picture without scripts. Pure.
+"""Bars of outcomes over days, as numbers to draw, and how each outcome is told apart. Pure.
 
-Lengths are in the picture's own units; y grows downwards, as in SVG.
+Lengths are in the picture's own units; y grows downwards, as in SVG. `bars.html` draws them.
 """
 
 from __future__ import annotations
@@ -8,13 +8,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from worker.ledger import JobState
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-WIDTH: Final = 720.0
-HEIGHT: Final = 220.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56.0, 8.0, 8.0, 24.0
-_WIDEST: Final = 48.0
+SIGNS: Final = {
+    JobState.DELETED: "✓",
+    JobState.ALREADY_DELETED: "○",
+    JobState.ACCEPTED: "→",
+    JobState.SKIPPED: "–",
+    JobState.FAILED: "✕",
+    JobState.CANCELLED: "■",
+    JobState.LEASED: "▸",
+    JobState.PENDING: "…",
+}
+"""The outcomes from the foot of a bar to its top, with what tells them apart besides colours."""
+WIDTH: Final = 400.0
+HEIGHT: Final = 160.0
+LEAST_HEIGHT: Final = 2.0
+"""Few among many must be seen too."""
+_RIGHT, _TOP, _BOTTOM = 4.0, 8.0, 18.0
+_DIGIT: Final = 6.0
+"""Room for one, left of the bars."""
+_WIDEST: Final = 28.0
 _MOST_TICKS: Final = 5
 _MOST_LABELS: Final = 9
 
@@ -48,48 +65,66 @@ class Picture:
         pieces: what there is of each kind on each day, from the bottom up.
         ticks: the lines of the scale, with what they stand for; `at` is y.
         days: days along the axis, as many as there is room for; `at` is x.
+        kinds: those that there are, from the bottom up.
         left, right, bottom: where the bars' field ends.
+        width, height: of the whole.
     """
 
     pieces: tuple[Piece, ...]
     ticks: tuple[Label, ...]
     days: tuple[Label, ...]
-    left: float = _LEFT
+    kinds: tuple[str, ...]
+    left: float
     right: float = WIDTH - _RIGHT
     bottom: float = HEIGHT - _BOTTOM
+    width: float = WIDTH
+    height: float = HEIGHT
 
 
-def stacked(days: Sequence[tuple[str, Mapping[str, int]]], kinds: Sequence[str]) -> Picture:
+def stacked(
+    days: Sequence[tuple[str, Mapping[str, int]]], kinds: Sequence[str], *, least: float = 0.0
+) -> Picture:
     """Bars of counts, one for each day.
 
     Args:
         days: each day and its counts by kind.
         kinds: the kinds, from the bottom up; others are left out.
+        least: no piece is lower; what small ones get too much, the largest of their bar gives.
     """
     tallest = max((sum(counts.get(kind, 0) for kind in kinds) for _, counts in days), default=0)
     step = _step(tallest)
     top = max(step, -(-tallest // step) * step)
-    field = HEIGHT - _TOP - _BOTTOM
-    room = (WIDTH - _LEFT - _RIGHT) / max(1, len(days))
+    foot = HEIGHT - _BOTTOM
+    unit = (foot - _TOP) / top
+    left = _DIGIT * (len(f"{top:,}") + 1)
+    room = (WIDTH - left - _RIGHT) / max(1, len(days))
     width = min(_WIDEST, room * 0.8)
     every = -(-len(days) // _MOST_LABELS) or 1
     pieces, labels = [], []
     for place, (day, counts) in enumerate(days):
-        middle = _LEFT + room * (place + 0.5)
-        below = 0
-        for kind in kinds:
-            if count := counts.get(kind, 0):
-                below += count
-                y = HEIGHT - _BOTTOM - field * below / top
-                height = field * count / top
-                pieces.append(Piece(middle - width / 2, y, width, height, kind, day, count))
+        middle = left + room * (place + 0.5)
+        y = foot
+        for kind, height in _heights(counts, kinds, unit, least).items():
+            y -= height
+            pieces.append(Piece(middle - width / 2, y, width, height, kind, day, counts[kind]))
         if place % every == 0:
             labels.append(Label(middle, day))
-    ticks = (
-        Label(HEIGHT - _BOTTOM - field * value / top, f"{value:,}")
-        for value in range(0, top + 1, step)
-    )
-    return Picture(tuple(pieces), tuple(ticks), tuple(labels))
+    ticks = (Label(foot - unit * value, f"{value:,}") for value in range(0, top + 1, step))
+    shown = {piece.kind for piece in pieces}
+    present = tuple(kind for kind in kinds if kind in shown)
+    return Picture(tuple(pieces), tuple(ticks), tuple(labels), present, left)
+
+
+def _heights(
+    counts: Mapping[str, int], kinds: Sequence[str], unit: float, least: float
+) -> dict[str, float]:
+    exact = {kind: counts[kind] * unit for kind in kinds if counts.get(kind)}
+    heights = {kind: max(least, height) for kind, height in exact.items()}
+    if heights:
+        largest = max(heights, key=lambda kind: heights[kind])
+        given = sum(heights.values()) - sum(exact.values())
+        heights[largest] = max(least, heights[largest] - given)
+    return heights
 
 
 def _step(tallest: int) -> int:

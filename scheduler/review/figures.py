@@ -14,6 +14,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Final
 
 from scheduler.prices import HOURS_A_DAY
+from scheduler.review.credit import CLAIMING, Credit, called_at, frees
 from scheduler.review.records import timestamp
 from scheduler.review.remedies import remedy
 from scheduler.review.report import (
@@ -30,7 +31,7 @@ from scheduler.review.report import (
 from worker.ledger import JobState, RunState
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Container, Mapping, Sequence
 
     from scheduler.prices import Prices
     from worker.ledger import Job, Kept, Run
@@ -98,9 +99,16 @@ def day_of(at_ms: int) -> date:
 
 
 class Figures:
-    """What runs came to, as far as it was added."""
+    """What runs came to, as far as it was added.
 
-    def __init__(self) -> None:
+    Args:
+        shared: the ids of runs that may have called for the same pool as another; what these freed
+            is held pool by pool, and of the others it is only added up.
+    """
+
+    def __init__(self, shared: Container[str] = frozenset()) -> None:
+        self._shared = shared
+        self._credit = Credit()
         self._states: Counter[RunState] = Counter()
         self._unread = 0
         self._runs_by_day: Counter[date] = Counter()
@@ -138,11 +146,12 @@ class Figures:
         """
         day = self._outcomes_by_day.setdefault(day_of(run.created_ms), Counter())
         day[job.state] += 1
-        if job.state is JobState.DELETED or (job.state is JobState.ACCEPTED and not run.verify):
-            self._freed += 1
-            self._unsized += nodes is None
-            for flavor, count in (nodes or {}).items():
-                self._nodes.add(flavor, count)
+        if job.state in CLAIMING:
+            counts = frees(run, job.state)
+            if run.run_id in self._shared:
+                self._credit.add(run, job, nodes, counts=counts)
+            elif counts and called_at(job) is not None:
+                self._add_freed(nodes)
         elif job.state is JobState.FAILED:
             self._add_failure(job)
         elif job.state is JobState.SKIPPED:
@@ -151,6 +160,21 @@ class Figures:
             heapq.heappush(self._slowest, (took, next(self._order), job))
             if len(self._slowest) > MOST_SLOW:
                 heapq.heappop(self._slowest)
+
+    def add_claim(self, run: Run, job: Job) -> None:
+        """Take into account that a run which this is not about may have freed a pool.
+
+        Args:
+            run: that run.
+            job: a job of it in one of the states `CLAIMING`.
+        """
+        self._credit.add(run, job, job.nodes, counts=False)
+
+    def _add_freed(self, nodes: Mapping[str, int] | None) -> None:
+        self._freed += 1
+        self._unsized += nodes is None
+        for flavor, many in (nodes or {}).items():
+            self._nodes.add(flavor, many)
 
     def add_kept(self, pool: Kept) -> None:
         """Count a pool that a plan kept."""
@@ -173,7 +197,7 @@ class Figures:
         prices: Prices | None = None,
         marks: DueMarks | None = None,
     ) -> Report:
-        """The report.
+        """The report; nothing is added after it.
 
         Args:
             made_ms: now, in ms since the epoch.
@@ -182,6 +206,8 @@ class Figures:
             prices: what nodes cost; None: not known.
             marks: marked pools at present; None: it does not tell of them.
         """
+        for nodes in self._credit.freed():
+            self._add_freed(nodes)
         outcomes: Counter[JobState] = Counter()
         for counts in self._outcomes_by_day.values():
             outcomes += counts

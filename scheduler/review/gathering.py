@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, cast
+from itertools import count
+from typing import TYPE_CHECKING, Final, cast
 
 from scheduler.marks import all_marks
+from scheduler.review.credit import CLAIMING, Overlaps
 from scheduler.review.figures import MOST_TOLD, Figures
 from scheduler.review.records import mark_record
 from scheduler.review.report import DueMarks
@@ -21,6 +24,11 @@ if TYPE_CHECKING:
     from scheduler.review.report import Report
     from worker.ledger import Ledger, Run
 
+CALLING_MS: Final = 2 * 86_400_000
+"""A run that was made longer before another makes no calls any more: its plan is too old."""
+RUNS_AT_ONCE: Final = 500
+"""Runs that are read in one step."""
+
 
 async def report_of_run(ledger: Ledger, run_id: str, prices: Prices | None) -> Report:
     """What one run came to.
@@ -34,8 +42,12 @@ async def report_of_run(ledger: Ledger, run_id: str, prices: Prices | None) -> R
         RunNotFoundError: it is not there.
         RedisError: the ledger cannot be read.
     """
-    figures = Figures()
-    await _add(figures, ledger, await ledger.run(run_id))
+    run = await ledger.run(run_id)
+    rivals = await rivals_of(ledger, run)
+    figures = Figures({run_id} if rivals else ())
+    for rival in rivals:
+        await add_claims(figures, ledger, rival)
+    await _add(figures, ledger, run)
     return figures.report(await ledger.now_ms(), run_id=run_id, prices=prices)
 
 
@@ -53,9 +65,17 @@ async def report_since(
     Raises:
         RedisError: Redis cannot be read.
     """
-    figures = Figures()
     made_ms = await ledger.now_ms()
     since_ms = made_ms - round(window.total_seconds() * 1000)
+    overlaps = Overlaps()
+    async for run in _runs_back_to(ledger, since_ms - CALLING_MS):
+        overlaps.add(run)
+    shared = overlaps.found()
+    figures = Figures(shared)
+    # What runs before that time freed is theirs.
+    async for run in runs_between(redis, ledger, since_ms - CALLING_MS, since_ms - 1):
+        if run.run_id in shared:
+            await add_claims(figures, ledger, run)
     async for run in runs_between(redis, ledger, since_ms, made_ms, figures.add_unread):
         await _add(figures, ledger, run)
     marks = await _marks(redis, made_ms)
@@ -85,6 +105,55 @@ async def runs_between(
             unread()
         except RunNotFoundError:
             continue
+
+
+async def rivals_of(ledger: Ledger, run: Run) -> list[Run]:
+    """The runs that may have called for the same pools as a run, at the same time.
+
+    Args:
+        ledger: where they are recorded.
+        run: the run.
+
+    Raises:
+        RedisError: the ledger cannot be read.
+    """
+    found = []
+    if run.started_ms:
+        async for other in _runs_back_to(ledger, run.created_ms - CALLING_MS):
+            both = Overlaps()
+            both.add(run)
+            both.add(other)
+            if both.found():
+                found.append(other)
+    return found
+
+
+async def add_claims(figures: Figures, ledger: Ledger, run: Run) -> None:
+    """Take into account what a run freed that a report is not about.
+
+    Args:
+        figures: those of the report.
+        ledger: where its jobs are.
+        run: that run.
+
+    Raises:
+        RedisError: the ledger cannot be read.
+    """
+    with contextlib.suppress(RunNotFoundError):  # it has aged out meanwhile
+        for state in CLAIMING:
+            async for job in ledger.all_jobs(run.run_id, outcome=state):
+                figures.add_claim(run, job)
+
+
+async def _runs_back_to(ledger: Ledger, since_ms: int) -> AsyncIterator[Run]:
+    """The runs made since a moment that this version can read, the newest first."""
+    for offset in count(0, RUNS_AT_ONCE):
+        page = await ledger.runs(limit=RUNS_AT_ONCE, offset=offset, unread=lambda _: None)
+        for run in page:
+            if run.created_ms >= since_ms:
+                yield run
+        if not page or page[-1].created_ms < since_ms:
+            return
 
 
 async def _add(figures: Figures, ledger: Ledger, run: Run) -> None:

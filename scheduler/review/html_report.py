@@ -6,10 +6,11 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
 
 from scheduler.review import bars
-from scheduler.review.sections import OUTCOMES, number, sections, title_of
+from scheduler.review.sections import sections, title_of
 from worker.modelarts.answers import printable
 
 if TYPE_CHECKING:
@@ -24,22 +25,21 @@ def html(report: Report) -> str:
     Args:
         report: what it tells.
     """
-    kinds = [str(state) for state in OUTCOMES]
     days = [(day.day, day.outcomes) for day in report.days]
+    picture = bars.stacked(days, tuple(bars.SIGNS), least=bars.LEAST_HEIGHT)
     return _template().render(
         title=title_of(report),
         report=report,
         sections=sections(report),
-        picture=bars.stacked(days, kinds) if report.jobs else None,
-        kinds=[kind for kind in kinds if report.outcomes.get(kind)],
-        width=bars.WIDTH,
-        height=bars.HEIGHT,
+        picture=picture if report.jobs else None,
+        signs=bars.SIGNS,
     )
 
 
 @cache
 def _template() -> Template:
     environment = Environment(
+        loader=PackageLoader("scheduler.review", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -47,14 +47,13 @@ def _template() -> Template:
         keep_trailing_newline=True,
         finalize=_shown,
     )
-    environment.filters["number"] = number
-    source = files("scheduler.review") / "report.html"
-    return environment.from_string(source.read_text(encoding="utf-8"))
+    style = files("scheduler.review.web") / "static" / "style.css"
+    # Our own file: there is nothing in it to escape.
+    environment.globals["style"] = Markup(style.read_text(encoding="utf-8"))  # noqa: S704
+    return environment.get_template("report.html")
 
 
 def _shown(value: Any) -> Any:
-    """What stands in the page for a value: text on one line, lengths to a hundredth."""
-    if isinstance(value, float):
-        return f"{value:.2f}".rstrip("0").rstrip(".")
+    """What stands in the page for a value: a text is on one line."""
     # Markup is a text too, one that the template has made.
     return printable(value, _LONGEST_TEXT) if type(value) is str else value

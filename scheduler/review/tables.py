@@ -38,6 +38,13 @@ STYLES = {
 }
 
 
+NOT_TOLD = {
+    "forgotten": "its record has aged out",
+    "unread": "a newer poolsweep made it: upgrade this one to see it",
+}
+"""What is said of a night's run that is not shown."""
+
+
 MOST_REASONS = 20
 """Some reasons quote a tag, so that there may be as many as pools."""
 
@@ -298,8 +305,10 @@ def schedule(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
         for night in row["past"]:
             lines.append(escape(f"{night['state']}  {night['at']}  {night['note']}"))
             for run in night["runs"]:
-                counts = ", ".join(f"{n} {state}" for state, n in run.get("counts", {}).items())
-                told = f"run {run['run_id']}: {run['state']}, {counts or 'no jobs'}"
+                told = f"run {run['run_id']}: {NOT_TOLD.get(run['state'], run['state'])}"
+                if "counts" in run:
+                    counts = ", ".join(f"{n} {state}" for state, n in run["counts"].items())
+                    told += f", {counts or 'no jobs'}"
                 lines.append(f"      {escape(told)}")
         table.add_row(escape(row["policy"]), "\n".join(lines))
     return table

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from sandbox.server import RunningSandbox
-    from worker.modelarts import Credentials
+    from worker.modelarts import Answer, Credentials
 
     Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
     Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -106,12 +106,14 @@ async def calling(
     url: str,
     credentials: Credentials | None = None,
     redis: Redis | None = None,
+    *,
+    observe: Callable[[Answer], None] | None = None,
     **options: Any,
 ) -> AsyncIterator[ModelArtsClient]:
     """Our client."""
     authenticator = make_authenticator(credentials or Token(SecretStr("sandbox-token")), redis)
     async with ModelArtsClient(
-        Endpoint.parse(url), authenticator, ClientOptions(**options)
+        Endpoint.parse(url), authenticator, ClientOptions(**options), observe=observe
     ) as client:
         yield client
 

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
+    from worker.modelarts import Answer
+
 NOT_FOUND = {"error_code": "ModelArts.50015001", "error_msg": "pool not found"}
 
 
@@ -617,6 +619,46 @@ async def test_a_read_that_is_refused_renews_and_asks_once_more_only() -> None:
             await client.list_pools(PROJECT)
     assert len(server.received) == 2
     assert error.value.verdict.kind is VerdictKind.FAILED
+
+
+async def test_each_call_is_observed_once_and_what_was_not_sent_is_not() -> None:
+    seen: list[Answer] = []
+    responses = iter(
+        [
+            web.json_response({"error_code": "APIG.0301", "error_msg": "no"}, status=401),
+            web.json_response({"items": []}),
+            web.json_response(NOT_FOUND, status=404),
+        ]
+    )
+
+    def refuse() -> None:
+        raise RuntimeError("not now")
+
+    async with (
+        recording(answering(lambda: next(responses))) as server,
+        calling(server.url, observe=seen.append) as client,
+    ):
+        await client.list_pools(PROJECT)
+        answer = await client.delete_pool(PROJECT, POOL)
+        with pytest.raises(ValueError, match="pool"):
+            await client.delete_pool(PROJECT, "../elsewhere")
+        with pytest.raises(RuntimeError):
+            await client.delete_pool(PROJECT, POOL, before=refuse)
+    assert [(each.method, each.status) for each in seen] == [
+        ("GET", 401),
+        ("GET", 200),
+        ("DELETE", 404),
+    ]
+    assert seen[-1] is answer
+    assert len(server.received) == len(seen)
+
+    async with (
+        talking(saying(b"no HTTP\r\n\r\n")) as url,
+        calling(url, observe=seen.append) as client,
+    ):
+        answer = await client.delete_pool(PROJECT, POOL)
+    assert seen[3:] == [answer]
+    assert answer.failure is Failure.INVALID
 
 
 async def test_a_deleted_pool_goes_through_deleting_to_not_found() -> None:

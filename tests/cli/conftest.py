@@ -25,6 +25,7 @@ import pytest
 from redis.asyncio import Redis
 
 from scheduler import children
+from tests import nursery
 from worker import embedded_redis
 from worker.ledger import Job, Ledger, Run
 
@@ -118,14 +119,14 @@ class User:
 
     def run(self, *arguments: str, **settings: str) -> Ended:
         """Run a command to its end."""
-        return self.start(*arguments, **settings).end()
+        return Ended(*nursery.run(arguments, self.environment(**settings)))
 
     def run_with(self, text: str, *arguments: str, **settings: str) -> Ended:
         """Run a command to its end with a text as its standard input."""
         with tempfile.TemporaryFile("w+") as file:
             file.write(text)
             file.seek(0)
-            return Command(arguments, self.environment(**settings), stdin=file).end()
+            return Ended(*nursery.run(arguments, self.environment(**settings), file))
 
     def run_on_terminal(
         self,
@@ -254,13 +255,6 @@ class Cloud:
         )
         with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
             return json.loads(answer.read())
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _ctrl_c_is_heeded() -> None:
-    """What runs in a shell's background ignores Ctrl-C, and so do the processes that it starts."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module")

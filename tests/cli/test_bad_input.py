@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
+import typer
 
+from scheduler.cli.commands import COMMANDS, EXAMPLES, app
 from scheduler.cli.outcome import EXIT_UNREACHABLE, EXIT_USAGE
 from tests.cli.conftest import Cloud, Ended, User, one_sentence
 from worker import embedded_redis
@@ -242,3 +244,16 @@ def test_without_a_command_the_help_is_shown(user: User) -> None:
     for command in ("delete", "results", "runs", "watch", "retry", "worker", "sandbox", "demo"):
         assert command in ended.out
     assert ended.err == ""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_has_examples_that_its_options_allow(name: str) -> None:
+    with typer.Context(typer.main.get_command(app)) as context:
+        command = typer.main.get_command(app).get_command(context, name)  # type: ignore[attr-defined]
+    assert command.help
+    options = {option for each in command.params for option in each.opts}
+    for example in EXAMPLES.get(name, ()):
+        words = example.split()
+        assert words[:2] == ["poolsweep", name]
+        assert {word for word in words if word.startswith("--")} <= options
+        assert example in command.epilog

@@ -302,4 +302,5 @@ def test_a_redis_that_is_configured_is_used_and_none_is_started(
     told = ended.err.splitlines()[-1]
     assert "No worker is running for this endpoint" in told
     assert "`poolsweep worker`" in told
-    assert list(user.state_dir.iterdir()) == []
+    files = [each for each in user.state_dir.rglob("*") if each.is_file()]
+    assert files == [user.state_dir / "logs/commands.log"]

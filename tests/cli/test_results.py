@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 
 from scheduler.cli.errors import UsageError
 from scheduler.cli.results import results
-from tests.cli.conftest import CONTROL, ESCAPE, POOLSWEEP, Ended, User
+from tests.cli.conftest import CONTROL, ESCAPE, POOLSWEEP, Ended, User, one_sentence
 from worker import embedded_redis
 from worker.ledger import (
     Attempt,
@@ -30,6 +30,7 @@ from worker.ledger import (
     NewJob,
     NewRun,
     Source,
+    keys,
     new_run_id,
 )
 
@@ -374,3 +375,42 @@ def test_there_may_be_no_runs(user: User) -> None:
     assert (ended.code, ended.out) == (0, "No runs yet.\n")
     assert ended.err == f"Started the embedded Redis in {user.state_dir}\n"
     assert user.processes() == []
+
+
+def test_runs_of_a_newer_version_are_left_out_and_counted(user: User) -> None:
+    async def make(redis: Redis) -> list[str]:
+        ledger, made = Ledger(redis), []
+        for _ in range(3):
+            made.append(new_run_id(datetime.now(UTC)))
+            await ledger.create(NewRun(made[-1], Source.CLI, "https://modelarts.example.com"))
+        await redis.hset(keys.run(made[0]), "schema", 99)
+        return made
+
+    newer, old, other = user.ask(make)
+    told = "1 run of a newer poolsweep is left out: upgrade this one to see it.\n"
+    ended = user.run("runs")
+    assert (ended.code, newer in ended.out) == (0, False)
+    assert old in ended.out
+    assert ended.err.endswith(told)
+    ended = user.run("runs", "--json")
+    assert {run["run_id"] for run in json.loads(ended.out)} == {old, other}
+    assert ended.err.endswith(told)
+    ended = user.run("report", "--since", "1d", "--jsonl")
+    assert (ended.code, len(ended.lines)) == (0, 2)
+    assert ended.err.endswith(told)
+    assert "made by a newer poolsweep: 1" in user.run("report", "--since", "1d").out
+    for command in ("results", "watch", "retry", "cancel", "report"):
+        ended = user.run(command, newer)
+        assert ended.code == 2
+        assert "written by a newer poolsweep" in one_sentence(ended)
+
+    async def all_newer(redis: Redis) -> None:
+        for run_id in (old, other):
+            await redis.hset(keys.run(run_id), "schema", 99)
+
+    user.ask(all_newer)
+    ended = user.run("runs")
+    assert (ended.code, ended.out) == (0, "")
+    assert ended.err.endswith(
+        "3 runs of a newer poolsweep are left out: upgrade this one to see them.\n"
+    )

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import os
 import signal
 import sys
 import urllib.error
@@ -23,6 +24,7 @@ from celery import Celery
 
 from scheduler.intake.clients import new_token, token_hash
 from scheduler.intake.requests import Rejected, Requests
+from tests import nursery
 from tests.sweep.conftest import Project, Sandbox, eventually, serving
 from tests.worker.conftest import Process, RedisServer
 from worker.broker import KEY_PREFIX
@@ -116,10 +118,9 @@ class Place:
 
     def run(self, *command: str) -> str:
         """What a command says, once it has ended well."""
-        process = self.process(*command)
-        eventually(lambda: _has_ended(process))
-        assert process._popen.returncode == 0, process.text
-        return process.output
+        code, out, err = nursery.run(command, {**os.environ, **self.environment()})
+        assert code == 0, err
+        return out
 
     # What is in Redis
 

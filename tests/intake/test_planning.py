@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic import SecretStr
+from structlog.testing import capture_logs
 
 from sandbox.config import SandboxConfig
 from sandbox.fleet import Behaviour, Category
@@ -54,6 +55,7 @@ class Hall:
             rate_limit=0,
             lease_s=1,
             total_timeout_s=1,
+            backoff_base_s=0.01,
         )
         directory = Directory(self.settings, {})
         self.ledger = Ledger(redis)
@@ -67,6 +69,20 @@ class Hall:
         """Write the clients' file anew."""
         entries = {name: {"projects": [self.project], **each} for name, each in clients.items()}
         self.clients: Clients = clients_file.parse(json.dumps({"clients": entries}))
+
+    def faults(self, **faults: float) -> None:
+        """What goes wrong from now on."""
+        server = self.running.server
+        server.faults = server.faults.model_copy(update=faults)
+
+    async def asked_for_nodes(self, times: int) -> None:
+        """Wait until nodes were asked for so often."""
+
+        async def asked() -> bool:
+            calls = [call for call in self.running.server.calls if call.path.endswith("/nodes")]
+            return len(calls) >= times
+
+        await until(asked)
 
     def add(self, *, there: bool = True, **given: Any) -> str:
         """Put a pool there. Returns its id."""
@@ -263,6 +279,69 @@ async def test_a_request_waits_for_a_cloud_that_does_not_answer(hall: Hall) -> N
         assert (await hall.ledger.run(run_id)).state is RunState.QUEUED
         hall.running.server.faults = hall.running.server.faults.model_copy(update={"rate_5xx": 0.0})
         assert (await hall.planned(run_id)).state is RunState.RUNNING
+
+
+@pytest.mark.parametrize("fault", ["rate_5xx", "rate_429", "reset_rate", "hang_rate"])
+async def test_what_cannot_be_read_in_passing_is_read_again(hall: Hall, fault: str) -> None:
+    pool = hall.add()
+    hall.faults(latency_ms=300)
+    run_id = await hall.ask(pool)
+    with capture_logs() as logs:
+        async with hall.planning():
+            await hall.asked_for_nodes(1)
+            hall.faults(**{fault: 1.0})
+            await hall.asked_for_nodes(2)
+            hall.faults(**{fault: 0.0})
+            run = await hall.planned(run_id)
+    assert (run.state, await hall.kept(run_id)) == (RunState.RUNNING, {})
+    assert set(await hall.jobs(run_id)) == {pool}
+    assert "request_not_planned_yet" not in {log["event"] for log in logs}
+
+
+async def test_a_request_waits_for_what_cannot_be_read_yet(hall: Hall) -> None:
+    pool = hall.add()
+    hall.faults(latency_ms=300)
+    run_id = await hall.ask(pool)
+
+    async def troubled() -> bool:
+        (waiting,) = await hall.requests.waiting()
+        return "1 pools cannot be decided about yet: listing the nodes" in waiting.trouble
+
+    async with hall.planning():
+        await hall.asked_for_nodes(1)
+        hall.faults(rate_5xx=1.0, latency_ms=0)
+        await until(troubled)
+        assert (await hall.ledger.run(run_id)).state is RunState.QUEUED
+        hall.faults(rate_5xx=0.0)
+        run = await hall.planned(run_id)
+    assert (run.state, await hall.kept(run_id)) == (RunState.RUNNING, {})
+    assert set(await hall.jobs(run_id)) == {pool}
+
+
+async def test_a_request_that_waited_long_goes_on_without_what_cannot_be_read(hall: Hall) -> None:
+    hurried = hall.settings.model_copy(update={"max_retry_s": 0.001})
+    hall.office = Office(Directory(hurried, {}), hall.redis, hall.ledger)
+    pool, absent = hall.add(), "x" * 40
+    hall.faults(latency_ms=300)
+    run_id = await hall.ask(pool, absent)
+    async with hall.planning():
+        await hall.asked_for_nodes(1)
+        hall.faults(rate_5xx=1.0)
+        run = await hall.planned(run_id)
+    assert (run.state, set(await hall.jobs(run_id))) == (RunState.RUNNING, {absent})
+    assert "injected fault" in (await hall.kept(run_id))[pool]
+
+
+async def test_what_the_cloud_will_not_tell_keeps_its_pool_at_once(hall: Hall) -> None:
+    pool = hall.add()
+    hall.faults(latency_ms=300)
+    run_id = await hall.ask(pool)
+    async with hall.planning():
+        await hall.asked_for_nodes(1)
+        del hall.running.cloud.projects[hall.project]
+        run = await hall.planned(run_id)
+    assert (run.state, run.total) == (RunState.FINISHED, 0)
+    assert "HTTP 403" in (await hall.kept(run_id))[pool]
 
 
 async def test_a_request_that_the_cloud_refuses_ends_with_its_words(hall: Hall) -> None:

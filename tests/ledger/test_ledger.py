@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import until
+from tests.ledger.conftest import ENDPOINT, PROJECT, begun, jobs, running
 from worker.ledger import (
     Attempt,
     JobState,
     Kept,
     Ledger,
     Move,
-    NewJob,
     NewRun,
     RunNotFoundError,
     RunState,
@@ -27,21 +27,7 @@ from worker.ledger import (
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
-PROJECT = "0123456789abcdef0123456789abcdef"
-ENDPOINT = "https://modelarts.example.com"
 CALL = Attempt(at_ms=1_700_000_000_000, duration_ms=12, status=200, code="", request_id="r1")
-
-
-def jobs(count: int) -> list[NewJob]:
-    return [NewJob(PROJECT, f"pool-{i}", f"Pool {i} ü", chosen="asked for") for i in range(count)]
-
-
-async def running(ledger: Ledger, count: int, *, verify: bool = True) -> str:
-    run_id = new_run_id(datetime.now(UTC))
-    assert await ledger.create(NewRun(run_id, Source.CLI, ENDPOINT, verify=verify))
-    assert await ledger.add(run_id, jobs(count)) == count
-    assert await ledger.start(run_id, count)
-    return run_id
 
 
 def end(number: int, target: JobState = JobState.FAILED, owner: str = "me") -> Move:
@@ -77,17 +63,13 @@ async def test_a_run_without_jobs_is_finished_at_its_start(ledger: Ledger) -> No
 
 
 async def test_nothing_is_claimed_or_sent_before_the_start(ledger: Ledger) -> None:
-    run_id = new_run_id(datetime.now(UTC))
-    await ledger.create(NewRun(run_id, Source.CLI, ENDPOINT))
-    await ledger.add(run_id, jobs(2))
+    run_id = await begun(ledger, 2)
     assert await ledger.claim(run_id, [0, 1], owner="me", lease_s=60) == []
     assert await ledger.take(run_id, window=10, batch_size=10, resend_s=60) == []
 
 
 async def test_a_run_that_misses_jobs_does_not_start_and_can_be_aborted(ledger: Ledger) -> None:
-    run_id = new_run_id(datetime.now(UTC))
-    await ledger.create(NewRun(run_id, Source.CLI, ENDPOINT))
-    await ledger.add(run_id, jobs(2))
+    run_id = await begun(ledger, 2)
     assert not await ledger.start(run_id, 3)
     assert not await ledger.abort(run_id, "left behind", min_age_s=600)
     assert await ledger.abort(run_id, "left behind")
@@ -149,9 +131,7 @@ async def test_a_maker_that_is_replaced_can_add_nothing_more(ledger: Ledger) -> 
 async def test_what_only_was_to_be_planned_keeps_its_jobs_and_executes_none(
     ledger: Ledger,
 ) -> None:
-    run_id = new_run_id(datetime.now(UTC))
-    await ledger.create(NewRun(run_id, Source.INTAKE, ENDPOINT))
-    await ledger.add(run_id, jobs(3))
+    run_id = await begun(ledger, 3)
     assert await ledger.abort(run_id, "a dry run", state=RunState.PLANNED)
     run = await ledger.run(run_id)
     assert (run.state, run.ended, run.total, run.done) == (RunState.PLANNED, True, 3, 0)

@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from structlog.testing import capture_logs
 
+from tests.ledger import conftest
+from tests.ledger.conftest import ENDPOINT, PROJECT, jobs, new
 from worker.ledger import (
     Attempt,
     JobState,
     Kept,
     Ledger,
     Move,
-    NewJob,
-    NewRun,
     RunNotFoundError,
     RunState,
     SchemaError,
-    Source,
     keys,
     new_run_id,
 )
@@ -30,32 +29,18 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-PROJECT = "0123456789abcdef0123456789abcdef"
-ENDPOINT = "https://modelarts.example.com"
 CALL = Attempt(at_ms=1_700_000_000_000, duration_ms=12, status=500, code="", request_id="r1")
 NEWER = str(SCHEMA + 1)
 
 
-def new(run_id: str | None = None) -> NewRun:
-    return NewRun(run_id or new_run_id(datetime.now(UTC)), Source.CLI, ENDPOINT)
-
-
-def jobs(count: int) -> list[NewJob]:
-    return [NewJob(PROJECT, f"pool-{i}") for i in range(count)]
-
-
 async def begun(ledger: Ledger) -> str:
     """A run in the making, with two jobs."""
-    run = new()
-    assert await ledger.create(run, maker="m")
-    await ledger.add(run.run_id, jobs(2), maker="m")
-    return run.run_id
+    return await conftest.begun(ledger, 2, maker="m")
 
 
 async def running(ledger: Ledger) -> str:
     """A run with one job leased, one sent."""
-    run_id = await begun(ledger)
-    assert await ledger.start(run_id, 2, maker="m")
+    run_id = await conftest.running(ledger, 2, maker="m")
     assert await ledger.take(run_id, window=9, batch_size=9, resend_s=0) == [0, 1]
     assert await ledger.claim(run_id, [0], owner="me", lease_s=0)
     return run_id
@@ -171,8 +156,27 @@ async def test_a_newer_versions_run_stays_on_the_list_and_the_others_go_on(
             assert [run.run_id for run in await ledger.active(ENDPOINT)] == [known]
     assert await redis.smembers(keys.active(ENDPOINT)) == {newer, known}
     (told,) = logs
-    assert (told["event"], told["run_id"]) == ("run_of_newer_version", newer)
+    assert (told["event"], told["run_id"]) == ("run_left_alone", newer)
     assert "upgrade this process" in told["reason"]
+
+
+@pytest.mark.parametrize(("field", "value"), [("total", "many"), ("state", "?"), ("source", None)])
+async def test_a_damaged_run_is_left_alone_and_the_others_go_on(
+    ledger: Ledger, redis: Redis, field: str, value: str | None
+) -> None:
+    damaged, sound = [await running(ledger) for _ in range(2)]
+    if value is None:
+        await redis.hdel(keys.run(damaged), field)
+    else:
+        await redis.hset(keys.run(damaged), field, value)
+    with capture_logs() as logs:
+        for _ in range(2):
+            assert [run.run_id for run in await ledger.active(ENDPOINT)] == [sound]
+    (told,) = logs
+    assert (told["event"], told["run_id"]) == ("run_left_alone", damaged)
+    assert "is damaged" in told["reason"]
+    with pytest.raises(RunNotFoundError, match="damaged"):
+        await ledger.run(damaged)
 
 
 async def test_a_run_says_which_schema_it_was_made_with(ledger: Ledger, redis: Redis) -> None:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from redis.asyncio import Redis
 
+from tests.ledger.conftest import damage
 from worker.ledger import (
     Attempt,
     JobState,
@@ -32,7 +33,7 @@ from worker.ledger import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Iterable
 
 JOBS = 6
 MAX_ATTEMPTS = 4
@@ -64,6 +65,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.owner: dict[int, str] = {}
         self.attempts = dict.fromkeys(range(JOBS), 0)
         self.later: set[int] = set()
+        self.damaged: set[int] = set()
         self.calls = 0
         self.cancelled = False
 
@@ -78,12 +80,28 @@ class LedgerMachine(RuleBasedStateMachine):
     def finished(self) -> bool:
         return all(state in FINAL for state in self.state.values())
 
+    @rule(number=numbers)
+    def record_is_damaged(self, number: int) -> None:
+        if self.state[number] not in FINAL:
+            self.do(damage(self.redis, self.run_id, number, "no record"))
+            self.damaged.add(number)
+
+    def found_damaged(self, seen: Iterable[int]) -> None:
+        """The jobs that a script has read end, if their record is damaged."""
+        for number in self.damaged.intersection(seen):
+            self.damaged.remove(number)
+            self.state[number], self.attempts[number] = JobState.FAILED, 0
+            self.owner.pop(number, None)
+            self.later.discard(number)
+
     @rule(wanted=st.lists(numbers, unique=True), owner=owners)
     def claim(self, wanted: list[int], owner: str) -> None:
         jobs = self.do(self.ledger.claim(self.run_id, wanted, owner=owner, lease_s=600))
+        if not (self.cancelled or self.finished):
+            self.found_damaged(wanted)
         free = {n for n in wanted if self.state[n] is JobState.PENDING and n not in self.later}
         mine = {n for n in wanted if self.owner.get(n) == owner}
-        if self.cancelled or self.finished:
+        if self.cancelled:
             assert jobs == []
             return
         assert {job.number for job in jobs} == free | mine
@@ -103,6 +121,7 @@ class LedgerMachine(RuleBasedStateMachine):
         call = replace(CALL, at_ms=CALL.at_ms + self.calls)
         move = Move(number, source, goal, owner, call, "why", wait_ms)
         (made,) = self.do(self.ledger.record(self.run_id, [move]))
+        self.found_damaged([number])
         allowed = self.state[number] is source and (
             (source is JobState.LEASED and self.owner[number] == owner)
             or (source is JobState.ACCEPTED and goal in {JobState.DELETED, JobState.FAILED})
@@ -127,6 +146,9 @@ class LedgerMachine(RuleBasedStateMachine):
         assert taken_back == expired == (self.state[number] is JobState.LEASED)
         if not taken_back:
             return
+        self.found_damaged([number])
+        if self.state[number] is JobState.FAILED:
+            return
         self.owner.pop(number)
         self.attempts[number] += 1
         if self.attempts[number] >= MAX_ATTEMPTS:
@@ -149,6 +171,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(wanted=st.lists(numbers, unique=True), owner=owners)
     def renew(self, wanted: list[int], owner: str) -> None:
         lost = self.do(self.ledger.renew(self.run_id, wanted, owner=owner, lease_s=600))
+        self.found_damaged(wanted)
         assert lost == {n for n in wanted if self.owner.get(n) != owner}
 
     @rule()
@@ -157,6 +180,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if self.finished:
             return
         self.cancelled = True
+        self.found_damaged([n for n, at in self.state.items() if at is JobState.PENDING])
         for number, state in self.state.items():
             if state is JobState.PENDING:
                 self.state[number] = JobState.CANCELLED
@@ -172,8 +196,10 @@ class LedgerMachine(RuleBasedStateMachine):
     @invariant()
     def the_ledger_is_as_the_model(self) -> None:
         jobs = self.do(self.ledger.jobs(self.run_id, limit=JOBS + 1))
-        assert {job.number: job.state for job in jobs} == self.state
-        assert {job.number: len(job.attempts) for job in jobs} == self.attempts
+        shown = self.state | dict.fromkeys(self.damaged, JobState.FAILED)
+        assert {job.number: job.state for job in jobs} == shown
+        attempts = self.attempts | dict.fromkeys(self.damaged, 0)
+        assert {job.number: len(job.attempts) for job in jobs} == attempts
 
     @invariant()
     def counts_and_pages_agree_with_the_jobs(self) -> None:

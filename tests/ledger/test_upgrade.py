@@ -214,7 +214,7 @@ def test_a_run_of_tomorrow_is_left_alone_and_others_go_on(place: Place) -> None:
     assert set(project.deletes()) == {found.pool_name for found in place.jobs(todays)}
     said = {event["event"] for event in place.worker.events() if event.get("run_id") == tomorrows}
     reasons = {e["reason"] for e in place.worker.events() if e.get("run_id") == tomorrows}
-    assert {"batch_of_unknown_run", "run_of_newer_version"} <= said
+    assert {"batch_of_unknown_run", "run_left_alone"} <= said
     assert all("upgrade this process" in reason for reason in reasons)
 
 

@@ -18,9 +18,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from scheduler.almanac import Night, NightState
 from scheduler.sweep import night_run_id
 from tests.intake.conftest import Place, a_place, asks
-from tests.sweep.conftest import eventually, serving
+from tests.sweep.conftest import PROTECT, eventually, serving
 from worker import pause
-from worker.ledger import Job, Ledger, NewJob, NewRun, Run, Source, keys
+from worker.ledger import Job, Kept, Ledger, NewJob, NewRun, Run, Source, keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,6 +116,15 @@ class Deployment:
         found: list[Job] = self.place.ask(ask)
         return found
 
+    def kept(self, run_id: str) -> list[Kept]:
+        """The pools that a run's plan keeps, as the ledger has them."""
+
+        async def ask(redis: Redis) -> list[Kept]:
+            return [pool async for pool in Ledger(redis).all_kept(run_id)]
+
+        found: list[Kept] = self.place.ask(ask)
+        return found
+
     def run(self, run_id: str) -> Run:
         """A run as the ledger has it."""
         found: Run = self.place.ask(lambda redis: Ledger(redis).run(run_id))
@@ -144,6 +153,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, sandbox: Sandbox) -> It
     project, other = sandbox.project(), sandbox.project()
     for behaviour, count in KINDS.items():
         project.add(count, behaviour=behaviour)
+    project.add(2, tags={PROTECT: "1"})
     other.add(3)
     at = datetime.now(UTC).replace(second=0, microsecond=0) - timedelta(minutes=2)
     schedule = f"{at.minute} {at.hour} * * *"
@@ -168,7 +178,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, sandbox: Sandbox) -> It
             started.append(worker)
             intake = place.process("intake", **several)
             started.append(intake)
-            scheduler = place.process("scheduler", str(path), LOG_LEVEL="debug", **several)
+            scheduler = place.process("scheduler", str(path), **several)
             started.append(scheduler)
             for process in started:
                 eventually(lambda process=process: is_ready(process))  # type: ignore[misc]

@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import socket
+import subprocess
 import sys
 import urllib.error
 import urllib.request
@@ -17,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from scheduler.almanac import NightState
+from scheduler.cli.outcome import EXIT_FAILURES, EXIT_HELD
+from tests.cli.conftest import POOLSWEEP
 from tests.intake.conftest import Place, asks
 from tests.metrics.conftest import CANCELLED, Deployment, get, is_ready, page, served, value
 from tests.sweep.conftest import Sandbox, eventually, serving
 from tests.worker.conftest import Process
 from worker import pause
-from worker.ledger import JobState, Ledger, NewJob, NewRun, Source, new_run_id
+from worker.ledger import JobState, Ledger, NewJob, NewRun, RunState, Source, new_run_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -311,25 +314,86 @@ def test_a_run_that_was_cancelled_is_rebuilt_too(deployment: Deployment) -> None
     _check_rebuilt(deployment, CANCELLED)
 
 
-def test_each_decision_of_a_night_is_a_line(deployment: Deployment) -> None:
-    events = deployment.scheduler.events("pool_chosen")
-    told = {event["pool_name"]: event["reason"] for event in events}
-    jobs = deployment.jobs(deployment.run_id)
-    assert told == {job.pool_name: job.chosen for job in jobs}
-    assert {event["run_id"] for event in events} == {deployment.run_id}
+def _check_decisions(deployment: Deployment, events: list[dict[str, Any]], run_id: str) -> None:
+    """A run's decisions, and who wanted it, from the log of whoever made it: each told once."""
+    run, events = deployment.run(run_id), [each for each in events if each.get("run_id") == run_id]
+    told = Counter(
+        (each["event"], each["project_id"], each["pool_name"], each["reason"])
+        for each in events
+        if each["event"] in {"pool_chosen", "pool_kept"}
+    )
+    jobs, kept = deployment.jobs(run_id), deployment.kept(run_id)
+    assert told == Counter(
+        [("pool_chosen", job.project_id, job.pool_name, job.chosen) for job in jobs]
+        + [("pool_kept", pool.project_id, pool.pool_name, pool.reason) for pool in kept]
+    )
+    (made,) = [each for each in events if each["event"] == "run_made"]
+    names = ("source", "policy", "client", "requester", "reason")
+    assert [made[name] for name in names] == [getattr(run, name) for name in names]
+    if run.started_ms:
+        assert made["state"] == "running"
+    else:
+        assert (made["state"], made["note"]) == (run.state, run.note)
 
 
-def test_each_decision_about_a_request_is_a_line(deployment: Deployment, sandbox: Sandbox) -> None:
+def test_the_decisions_of_a_night_are_rebuilt_from_the_log_of_its_scheduler(
+    deployment: Deployment,
+) -> None:
+    assert deployment.kept(deployment.run_id)
+    _check_decisions(deployment, deployment.scheduler.events(), deployment.run_id)
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_request_is_rebuilt_from_the_logs_of_the_intake_and_the_worker(
+    deployment: Deployment, sandbox: Sandbox, dry_run: bool
+) -> None:
     project = sandbox.project()
-    pools = project.add(2)
-    deployment.place.send(client="ci", request=asks(project, *pools))
+    pools = [*project.add(2), *project.add(1, tags={"poolsweep/protect": "1"})]
+    deployment.place.send(client="ci", request=asks(project, *pools, dry_run=dry_run))
     run = deployment.place.run_in(project)
-    told = [
-        event["pool_name"]
-        for event in deployment.intake.events("pool_chosen")
-        if event["run_id"] == run.run_id
+    _check_decisions(deployment, deployment.intake.events(), run.run_id)
+    if not dry_run:
+        _eventually_told(deployment, run.run_id)
+        _check_rebuilt(deployment, run.run_id)
+
+
+def test_a_command_s_run_is_rebuilt_from_the_logs_of_the_command_and_the_worker(
+    deployment: Deployment, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    project = sandbox.project()
+    project.add(3)
+    project.add(1, behaviour="doomed")
+    project.add(1, tags={"poolsweep/protect": "1"})
+    environment = deployment.place.environment() | {"POOLSWEEP_STATE_DIR": str(tmp_path)}
+
+    def command(*arguments: str) -> int:
+        line = [POOLSWEEP, "delete", "--project", project.project, "--name", "*", "--yes"]
+        return subprocess.run([*line, *arguments], env=environment, check=False).returncode
+
+    assert command("--max-percent", "1") == EXIT_HELD
+    assert command("--max-percent", "100", "--reason", "no use") == EXIT_FAILURES
+    braked, run = sorted(
+        (run for run in deployment.place.runs().values() if project.project in run.projects),
+        key=lambda run: run.created_ms,
+    )
+    text = (tmp_path / "logs/commands.log").read_text()
+    events = [json.loads(line) for line in text.splitlines()]
+    _check_decisions(deployment, events, run.run_id)
+    (made,) = [
+        each for each in events if (each["event"], each["run_id"]) == ("run_made", braked.run_id)
     ]
-    assert sorted(told) == sorted(pools)
+    assert (made["state"], made["note"]) == (RunState.BRAKED, braked.note)
+    (ended,) = [each for each in events if each["event"] == "run_ended"]
+    assert (ended["run_id"], ended["counts"]) == (run.run_id, {"deleted": 3, "failed": 1})
+    _eventually_told(deployment, run.run_id)
+    _check_rebuilt(deployment, run.run_id)
+
+
+def _eventually_told(deployment: Deployment, run_id: str) -> None:
+    """Wait until the worker has told of a run's end."""
+    eventually(
+        lambda: any(each["run_id"] == run_id for each in deployment.worker.events("run_ended"))
+    )
 
 
 # With children

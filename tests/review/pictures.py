@@ -32,8 +32,8 @@ async def make(redis_url: str, driver: str) -> None:
                 await tab.prefer(scheme)
                 for name, path in pages.items():
                     await tab.size(1100, 560 if name == "job" else 760)
-                    await tab.open(site.url + path)
                     await tab.send("Emulation.setScrollbarsHidden", hidden=True)
+                    await tab.open(site.url + path)
                     (FOLDER / f"{name}-{scheme}.png").write_bytes(await tab.picture())
 
 

@@ -212,6 +212,22 @@ async def test_one_client_cannot_hold_all_the_streams(redis_client: Redis, doors
         await until(let_in_again)
 
 
+async def test_all_clients_together_hold_only_so_many_streams(
+    redis_client: Redis, doors: Doors
+) -> None:
+    bearer = {name: {"Authorization": f"Bearer {doors.tokens[name]}"} for name in ("ops", "ci")}
+    async with (
+        serving(redis_client, clients=lambda: doors.clients, bounds=Bounds(streams=1)) as site,
+        ClientSession() as session,
+    ):
+        run_id = await site.run(new_jobs(2, project=PROJECTS[1]), projects=PROJECTS[1:2])
+        url = f"{site.url}/runs/{run_id}/events"
+        async with session.get(url, headers=bearer["ops"]) as first:
+            assert first.status == 200
+            async with session.get(url, headers=bearer["ci"]) as refused:
+                assert (refused.status, refused.content_type) == (503, "text/html")
+
+
 # For this machine alone
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 
+from scheduler.review.gathering import report_since
+from scheduler.review.html_report import html
 from tests.conftest import until
 from tests.intake.api import PROJECTS
 from tests.review import browser
@@ -15,6 +18,7 @@ from worker.ledger import JobState, Kept, NewJob
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
     from tests.review.browser import Tab
 
@@ -57,6 +61,14 @@ FAINT = """(() => {
   }
   return faint;
 })()"""
+
+
+# The captions of tables that are wider than the room that they have.
+WIDER = """[...document.querySelectorAll("{}")]
+  .filter((table) => table.scrollWidth > table.parentElement.clientWidth)
+  .map((table) => table.parentElement.getAttribute("aria-label"))"""
+A4_PX = 680
+"""A sheet's width without its margins, 180 mm, as CSS has it."""
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +128,9 @@ async def test_every_text_can_be_read_in_the_light_and_in_the_dark(
     assert (max(parts) < 64) if scheme == "dark" else (min(parts) > 192)
 
 
-async def test_on_a_phone_only_tables_are_wider_than_the_screen(site: Site, tab: Tab) -> None:
+async def test_on_a_phone_only_tables_of_numbers_are_wider_than_the_screen(
+    site: Site, tab: Tab
+) -> None:
     await tab.size(390, 844)
     long = "w" * 300
     job = NewJob(PROJECTS[0], "p" * 63, display_name=long, chosen=long)
@@ -128,6 +142,7 @@ async def test_on_a_phone_only_tables_are_wider_than_the_screen(site: Site, tab:
         await tab.open(url)
         assert await tab.ask("document.documentElement.scrollWidth") == 390, url
         assert await tab.ask("document.querySelector('main').scrollWidth") <= 390, url
+        assert await tab.ask(WIDER.format(".cards")) == [], url
 
 
 async def test_everything_can_be_reached_and_seen_by_keyboard(site: Site, tab: Tab) -> None:
@@ -223,3 +238,38 @@ async def test_on_paper_there_is_nothing_to_click(site: Site, tab: Tab) -> None:
         seen = await tab.ask(f"document.querySelector({selector!r}).checkVisibility()")
         assert seen is shown, selector
     assert (await tab.send("Page.printToPDF"))["data"]
+
+
+# The report
+
+
+@pytest.fixture
+async def report(site: Site, tmp_path: Path) -> str:
+    """The URL of a report about a fortnight, as a file."""
+    await a_fortnight(site)
+    file = tmp_path / "report.html"
+    file.write_text(html(await report_since(site.redis, site.ledger, timedelta(days=14), None)))
+    return file.as_uri()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_a_report_can_be_read_on_a_phone_in_the_light_and_in_the_dark(
+    report: str, tab: Tab, scheme: str
+) -> None:
+    await tab.prefer(scheme)
+    await tab.size(390, 844)
+    await tab.open(report)
+    assert await tab.ask("document.documentElement.scrollWidth") == 390
+    assert await tab.ask(WIDER.format(".cards")) == []
+    assert await tab.ask(FAINT) == []
+    assert tab.complaints == []
+
+
+async def test_a_report_fits_on_paper_and_is_dark_on_light_there(report: str, tab: Tab) -> None:
+    dark = {"name": "prefers-color-scheme", "value": "dark"}
+    await tab.size(A4_PX, 1000)
+    await tab.send("Emulation.setEmulatedMedia", media="print", features=[dark])
+    await tab.open(report)
+    assert await tab.ask("document.documentElement.scrollWidth") <= A4_PX
+    assert await tab.ask(WIDER.format("table")) == []
+    assert await tab.ask("getComputedStyle(document.body).color") == "rgb(28, 32, 36)"

@@ -6,14 +6,15 @@ from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.review.web import chart
+from scheduler.review import bars
+from scheduler.review.web.chart import by_day
 from worker.ledger import JobState, Run, RunState
 
 NOW_MS = 1_790_000_000_000
-HEIGHT = 120.0
 
 
 def run_of(back_ms: int, counts: dict[JobState, int]) -> Run:
@@ -53,40 +54,45 @@ runs = st.lists(
 
 @given(runs)
 def test_every_job_of_the_days_shown_is_in_one_bar(made: list[Run]) -> None:
-    drawn = chart.bars(made, NOW_MS, days=14, height=HEIGHT)
+    drawn = by_day(made, NOW_MS, days=14)
     days = {day.day for day in drawn.days}
     assert len(days) == 14
-    expected: Counter[JobState] = Counter()
+    expected: Counter[str] = Counter()
     for run in made:
-        if datetime.fromtimestamp(run.created_ms / 1000, UTC).date() in days:
-            expected.update(run.counts)
-    told: Counter[JobState] = Counter()
-    for day in drawn.days:
-        told.update({part.state: part.count for part in day.segments})
-    assert +told == +expected
-    assert set(drawn.states) == set(+expected)
+        if (day := datetime.fromtimestamp(run.created_ms / 1000, UTC).date()) in days:
+            expected.update({f"{day} {state}": count for state, count in run.counts.items()})
+    bar, row = Counter[str](), Counter[str]()
+    for piece in drawn.picture.pieces:
+        bar[f"{piece.day} {piece.kind}"] += piece.count
+    for each in drawn.days:
+        row.update({f"{each.day} {state}": count for state, count in each.counts.items()})
+    assert +bar == +row == +expected
+    assert set(drawn.picture.kinds) == {key.partition(" ")[2] for key in +expected}
 
 
 @given(runs)
 def test_parts_stand_on_each_other_and_stay_in_the_picture(made: list[Run]) -> None:
-    drawn = chart.bars(made, NOW_MS, days=14, height=HEIGHT)
-    for day in drawn.days:
-        foot = HEIGHT
-        for part in day.segments:
-            assert abs(part.y + part.height - foot) < 0.05
-            assert part.height >= chart.LEAST_HEIGHT - 0.01
-            foot = part.y
-        assert foot >= -0.05
+    picture = by_day(made, NOW_MS, days=14).picture
+    edges: dict[str, float] = {}
+    for piece in picture.pieces:
+        assert piece.y + piece.height == pytest.approx(edges.get(piece.day, picture.bottom))
+        assert piece.height >= bars.LEAST_HEIGHT
+        edges[piece.day] = piece.y
+        assert piece.y >= picture.ticks[-1].at - 1e-6
 
 
 def test_the_jobs_of_a_run_that_was_never_started_are_in_no_bar() -> None:
     planned = replace(run_of(0, {JobState.PENDING: 5_000}), started_ms=0)
-    today = chart.bars([planned], NOW_MS, days=14, height=HEIGHT).days[-1]
-    assert (today.runs, today.counts.total()) == (1, 0)
+    drawn = by_day([planned], NOW_MS, days=14)
+    assert (drawn.days[-1].runs, drawn.days[-1].counts.total()) == (1, 0)
+    assert drawn.picture.pieces == ()
 
 
 def test_a_failure_among_a_hundred_thousand_jobs_is_seen() -> None:
     run = run_of(0, {JobState.DELETED: 99_999, JobState.FAILED: 1})
-    today = chart.bars([run], NOW_MS, days=14, height=HEIGHT).days[-1]
-    failed = next(part for part in today.segments if part.state is JobState.FAILED)
-    assert failed.height >= chart.LEAST_HEIGHT
+    deleted, failed = by_day([run], NOW_MS, days=14).picture.pieces
+    assert failed.height == bars.LEAST_HEIGHT
+    # The bar as a whole is as tall as its count.
+    ticks = by_day([run], NOW_MS, days=14).picture.ticks
+    assert ticks[-1].text == "100,000"
+    assert deleted.height + failed.height == pytest.approx(ticks[0].at - ticks[-1].at)

@@ -12,9 +12,10 @@ import pytest
 from redis.asyncio import Redis
 
 from scheduler.intake import clients
+from scheduler.review.bars import SIGNS
 from scheduler.review.web import freed, overview, run_page
 from scheduler.review.web.app import Parts, make_app
-from scheduler.review.web.pages import MARKS, words
+from scheduler.review.web.pages import words
 from scheduler.review.web.serving import Audience
 from tests.cli.conftest import User, one_sentence
 from tests.intake.api import PROJECTS
@@ -119,7 +120,7 @@ def test_the_document_tells_of_every_page_and_every_sign(redis_url: str) -> None
     assert paths == there - {"/static/{name}"}
     signs = DOCUMENT.partition("| sign | outcome |")[2].partition("\n\n")[0]
     assert dict(re.findall(r"^\| (\S) \| (.+) \|$", signs, re.MULTILINE)) == {
-        sign: words(state) for state, sign in MARKS.items()
+        sign: words(state) for state, sign in SIGNS.items()
     }
 
 

@@ -128,9 +128,9 @@ async def large(site: Site) -> Run:
 
 async def test_what_could_not_be_added_up_is_tried_again_by_the_next_who_asks(site: Site) -> None:
     run, freed = await large(site), FreedByRun(site.ledger, None)
-    record = await site.redis.hget(keys.jobs(run.run_id), "0")
-    assert record is not None
-    await site.redis.hset(keys.jobs(run.run_id), "0", "no record")
+    jobs, aside = keys.jobs(run.run_id), "aside"
+    await site.redis.rename(jobs, aside)
+    await site.redis.set(jobs, "what nobody can read as jobs")
     with capture_logs() as logs:
         assert await freed.of(run) is None
 
@@ -138,10 +138,9 @@ async def test_what_could_not_be_added_up_is_tried_again_by_the_next_who_asks(si
             return bool(logs)
 
         await until(is_told)
-    assert [(each["event"], each["run_id"]) for each in logs] == [
-        ("freed_not_added_up", run.run_id)
-    ]
-    await site.redis.hset(keys.jobs(run.run_id), "0", record)
+    (told,) = logs
+    assert "WRONGTYPE" in told["reason"]
+    await site.redis.rename(aside, jobs)
     found = await until(lambda: freed.of(run))
     assert found
     assert found.nodes == {GPU: 2}

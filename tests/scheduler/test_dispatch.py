@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic import SecretStr
+from structlog.testing import capture_logs
 
 from scheduler.dispatch import Order, dispatch, jobs_of
 from scheduler.planner import Plan
@@ -20,6 +21,8 @@ from worker.modelarts import Pool
 from worker.settings import Settings
 
 if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+
     from redis.asyncio import Redis
 
 ENDPOINT = "https://modelarts.example.com"
@@ -139,3 +142,68 @@ async def test_a_run_that_was_cancelled_while_it_waited_is_not_made(
     assert await ledger.cancel("r")
     run = await dispatch([plan("a", 2)], wanted, ledger=ledger, feed=feed)
     assert (run.state, run.total, broker.batches) == (RunState.ABORTED, 0, [])
+
+
+# What is logged of it
+
+
+def told(logs: list[MutableMapping[str, Any]]) -> list[tuple[str, str, str]]:
+    return [
+        (each["event"], each["project_id"], each["reason"])
+        for each in logs
+        if each["event"] != "run_made"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "brake", "state", "note"),
+    [
+        ({}, None, "running", ""),
+        ({}, "too many", "braked", "too many"),
+        ({"dry_run": True}, None, "planned", "a dry run: nothing was deleted"),
+    ],
+)
+async def test_each_decision_of_a_run_is_a_line_and_so_is_the_run(
+    ledger: Ledger, feed: Feed, changes: dict[str, Any], brake: str | None, state: str, note: str
+) -> None:
+    plans = [plan("a", 2, staying=1), plan("b", 0, absent=["gone"])]
+    wanted = order(reason="no use", policy="nightly", client="ci", **changes)
+    with capture_logs() as logs:
+        run = await dispatch(plans, wanted, ledger=ledger, feed=feed, brake=brake)
+    assert told(logs) == [
+        ("pool_chosen", "a", "expired"),
+        ("pool_chosen", "a", "expired"),
+        ("pool_kept", "a", "protected"),
+        ("pool_chosen", "b", "asked for by name; it was not there"),
+    ]
+    assert {each["run_id"] for each in logs} == {run.run_id}
+    assert {each["log_level"] for each in logs} == {"info"}
+    made = logs[-1]
+    assert (made["event"], made["state"], made["note"]) == ("run_made", state, note)
+    assert (made["source"], made["policy"], made["client"]) == ("intake", "nightly", "ci")
+    assert (made["requester"], made["reason"]) == ("somebody", "no use")
+
+
+async def test_who_finds_the_run_made_already_tells_nothing_of_other_decisions(
+    ledger: Ledger, feed: Feed
+) -> None:
+    with capture_logs() as logs:
+        for going in (2, 5):
+            await dispatch([plan("a", going)], order(run_id="r"), ledger=ledger, feed=feed)
+    assert [each["event"] for each in logs] == ["pool_chosen", "pool_chosen", "run_made"]
+
+
+async def test_a_run_that_was_cancelled_in_the_making_is_logged_as_it_is(
+    ledger: Ledger, feed: Feed
+) -> None:
+    class Cancelled(Ledger):
+        """A ledger in which somebody cancels a run just before it is started."""
+
+        async def start(self, run_id: str, total: int, *, maker: str = "") -> bool:
+            assert await self.cancel(run_id)
+            return await super().start(run_id, total, maker=maker)
+
+    with capture_logs() as logs:
+        run = await dispatch([plan("a", 1)], order(), ledger=Cancelled(ledger._redis), feed=feed)
+    assert run.state is RunState.ABORTED
+    assert (logs[-1]["event"], logs[-1]["state"]) == ("run_made", "aborted")

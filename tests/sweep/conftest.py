@@ -27,7 +27,7 @@ from sandbox.server import RunningSandbox, running_sandbox
 from scheduler.marks import all_marks
 from scheduler.review.records import run_record
 from tests.cli.conftest import Cloud, Command, Ended, User
-from worker import embedded_redis
+from worker import embedded_redis, pause
 from worker.reconciler import live_workers
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ FAILURES, REFUSED, HELD, UNREACHABLE = 1, 2, 3, 4
 FLAVOR = "modelarts.vm.cpu.4ud"
 PROTECT = "poolsweep/protect"
 PAST, FUTURE = "2024-01-31", "2199-12-31"
+WITHIN_S = 2.0
+"""A pause acts on all workers in this time."""
 
 QUICK = {
     "RATE_LIMIT": "100",
@@ -264,6 +266,11 @@ class Operator(User):
         """The marks in a project, by pool."""
         found = self.ask(all_marks)
         return {mark.pool_id: mark for mark in found if mark.project_id == project.project}
+
+    def pauses(self, project: Project) -> None:
+        """Pause a project, and wait until every worker has looked since."""
+        self.ask(lambda redis: pause.pause(redis, project.project, by="ann", reason=""))
+        passes(datetime.now(UTC) + timedelta(seconds=WITHIN_S))
 
     def saved_plan(self, path: str, *options: str) -> dict[str, Any]:
         """What `poolsweep plan --json` tells."""

@@ -117,7 +117,7 @@ def test_a_project_has_one_run_at_a_time(ann: Operator, project: Project, other:
         again={"projects": ["lab"], "match": {"older_than": "1d"}, "brakes": {"max_percent": 100}},
         plant={"projects": ["plant"]},
     )
-    ann.ask(lambda redis: pause.pause(redis, project.project, by="ann", reason=""))
+    ann.pauses(project)
     run_id = ann.run("sweep", path, "--yes", "--detach", "--only", "lab").lines[-1]
     held = ann.run("sweep", path, "--yes", "--only", "again", "--only", "plant")
     assert held.code == HELD

@@ -111,7 +111,7 @@ def test_a_selector_is_held_by_the_policies_brakes_unless_flags_say_otherwise(
 
 def test_a_selector_waits_for_no_other_run_of_its_project(ann: Operator, project: Project) -> None:
     pools = project.add(2)
-    ann.ask(lambda redis: pause.pause(redis, project.project, by="ann", reason=""))
+    ann.pauses(project)
     command = ("delete", "--project", project.project, "--expired", "--yes", *ALL)
     first = ann.run(*command, "--detach")
     assert first.code == 0, first.err

@@ -13,6 +13,7 @@ from sandbox.config import SandboxConfig
 from sandbox.fleet import Behaviour, Category
 from sandbox.server import RunningSandbox, running_sandbox
 from scheduler import policy
+from scheduler.planner import TRIES
 from scheduler.sweep import Office, plan_policy
 from tests.conftest import until
 from tests.sweep.conftest import FUTURE, PAST, document
@@ -44,7 +45,10 @@ class Desk:
     def __init__(self, running: RunningSandbox, redis: Redis) -> None:
         self.running = running
         settings = Settings(
-            endpoint=running.url, token=SecretStr(running.config.token), rate_limit=0
+            endpoint=running.url,
+            token=SecretStr(running.config.token),
+            rate_limit=0,
+            backoff_base_s=0.01,
         )
         self.office = Office(Directory(settings, {}), redis, Ledger(redis))
 
@@ -217,11 +221,14 @@ async def test_a_pool_that_goes_while_it_is_planned_stays_out_of_the_plan(
         ("monitor", "match: {utilisation: {of: gpu, below: 10}}"),
     ],
 )
-async def test_a_fact_that_is_refused_keeps_its_pool(desk: Desk, kind: str, text: str) -> None:
+async def test_a_fact_that_is_refused_again_and_again_keeps_its_pool(
+    desk: Desk, kind: str, text: str
+) -> None:
     pool = desk.add()
     found = await planned_while(desk, kind, lambda: desk.faults(rate_5xx=1.0), text)
     assert "cannot be read: " in found[pool]
     assert "injected fault" in found[pool]
+    assert desk.asked(kind) == [pool] * TRIES
 
 
 IDLE = """

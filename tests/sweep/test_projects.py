@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from scheduler.marks import Vetoes
 from tests.cli.conftest import one_sentence
 from tests.sweep.conftest import QUICK, REFUSED, Operator, Project, Sandbox, serving, working
 from worker import embedded_redis
@@ -84,8 +86,32 @@ async def _value(redis: Redis, key: Any) -> Any:
             return await redis.zrange(key, 0, -1)
         case "list":
             return await redis.lrange(key, 0, -1)
+        case "none":
+            return None  # it has gone since it was found
         case other:
             raise AssertionError(f"{key!r} is a {other!r}")
+
+
+def test_a_project_is_paused_and_its_pools_are_kept_by_its_name_in_the_file(
+    dan: Operator, north: Sandbox, south: Sandbox
+) -> None:
+    up, down = north.project(), south.project()
+    path = dan.writes(projects_of(dan, up, down), expired={})
+    (pool,) = down.add()
+
+    def said(*command: str) -> str:
+        ended = dan.run(*command, "--project", "south", POLICIES_FILE=path)
+        assert ended.code == 0, ended.err
+        return ended.out
+
+    assert f"Project {down.project} is paused" in said("pause")
+    assert "paused" not in said("resume").replace("Nothing is paused", "")
+    assert f"{pool} at {south.url}: " in said("keep", pool)
+
+    async def kept(redis: Redis) -> bool:
+        return pool in await Vetoes(redis, south.url).of(down.project, datetime.now(UTC))
+
+    assert dan.ask(kept)
 
 
 def test_projects_at_two_endpoints_are_swept_by_one_worker_each_in_its_own_way(

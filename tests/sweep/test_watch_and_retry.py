@@ -33,7 +33,7 @@ from tests.sweep.conftest import (
 )
 from worker import pause
 from worker.deletion import ABSENT
-from worker.ledger import Job, JobState, Ledger, NewJob, NewRun, RunState, Source, new_run_id
+from worker.ledger import Job, JobState, Ledger, NewJob, NewRun, RunState, Source, keys, new_run_id
 from worker.modelarts import Pool, Precondition
 from worker.settings import Settings
 
@@ -48,7 +48,7 @@ pytestmark = pytest.mark.usefixtures("worker")
 
 def detached(ann: Operator, project: Project, *pools: str) -> str:
     """A run of which nothing is called, since its project is paused. Returns its id."""
-    ann.ask(lambda redis: pause.pause(redis, project.project, by="ann", reason=""))
+    ann.pauses(project)
     ended = ann.run("delete", "--project", project.project, *pools, "--yes", "--detach")
     assert ended.code == 0, ended.err
     (run_id,) = ended.lines
@@ -229,7 +229,7 @@ async def test_whoever_is_interrupted_when_a_run_has_ended_is_told_so(
 
 def test_an_interrupted_sweep_says_how_to_go_on(ann: Operator, project: Project) -> None:
     project.add(2)
-    ann.ask(lambda redis: pause.pause(redis, project.project, by="ann", reason=""))
+    ann.pauses(project)
     path = ann.writes({"lab": project}, expired={"brakes": {"max_percent": 100}})
     command = ann.start("sweep", path, "--yes")
     (run,) = eventually(lambda: ann.runs_in(project))
@@ -293,6 +293,23 @@ def test_only_the_failed_jobs_are_tried_again_as_a_new_run(ann: Operator, projec
     nothing = ann.run("retry", again, "--yes")
     assert (nothing.code, nothing.out) == (0, "")
     assert f"No job of run {again} failed" in nothing.err
+
+
+def test_a_job_whose_record_is_damaged_is_not_tried_again_and_keeps_no_other_from_it(
+    ann: Operator, project: Project
+) -> None:
+    documents = [document(tags={"expires-at": PAST}) for _ in range(2)]
+    broken = [put(project, each, "doomed") for each in documents]
+    run_id = failed_run(ann, project, *broken)
+    ann.ask(lambda redis: redis.hset(keys.jobs(run_id), "0", "no record"))
+    preview = ann.run("retry", run_id)
+    assert preview.code == 0
+    assert "Left out, since their records are damaged: 1 jobs." in preview.err
+    assert "1 to delete, 0 to keep, 0 not there" in preview.out
+    ann.ask(lambda redis: redis.hset(keys.jobs(run_id), "1", "no record"))
+    nothing = ann.run("retry", run_id, "--yes")
+    assert (nothing.code, nothing.out) == (FAILURES, "")
+    assert f"No other job of run {run_id} failed" in nothing.err
 
 
 def test_a_pool_that_is_not_as_the_run_chose_it_is_kept(ann: Operator, project: Project) -> None:

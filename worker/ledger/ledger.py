@@ -15,7 +15,17 @@ import structlog
 from redis.exceptions import ResponseError
 
 from worker.ledger import keys
-from worker.ledger.records import Job, JobState, Kept, Move, NewJob, NewRun, Run, RunState
+from worker.ledger.records import (
+    DamagedRecordError,
+    Job,
+    JobState,
+    Kept,
+    Move,
+    NewJob,
+    NewRun,
+    Run,
+    RunState,
+)
 from worker.ledger.schema import REPLY, SCHEMA, RunNotFoundError, SchemaError, refuse_newer
 
 if TYPE_CHECKING:
@@ -50,8 +60,14 @@ def _chunks(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
 
 
 def _source(name: str) -> str:
-    parts = [(SCRIPTS / f"{part}.lua").read_text() for part in ("states", name)]
-    return "".join([f"local SCHEMA = {SCHEMA}\n", *parts])
+    states, steps = ((SCRIPTS / f"{part}.lua").read_text() for part in ("states", name))
+    return f"""local SCHEMA = {SCHEMA}
+{states}
+local function steps()
+{steps}
+end
+return {{ steps(), damaged }}
+"""
 
 
 class Ledger:
@@ -68,7 +84,7 @@ class Ledger:
     def __init__(self, redis: Redis, *, retention_days: float = 90) -> None:
         self._redis = redis
         self._retention_s = round(retention_days * 86_400)
-        self._newer: dict[str, set[str]] = {}
+        self._unread: dict[str, set[str]] = {}
         self._note_schema = redis.register_script((SCRIPTS / "schema.lua").read_text())
         self._take_over = redis.register_script((SCRIPTS / "take_over.lua").read_text())
         self._scripts = {
@@ -85,17 +101,25 @@ class Ledger:
                 "record",
                 "reclaim",
                 "cancel",
+                "write_off",
             )
         }
 
     async def _call(self, script: str, run_id: str, args: Iterable[Any]) -> Any:
         try:
-            return await self._scripts[script](keys=keys.of_run(run_id), args=list(args))
+            found = await self._scripts[script](keys=keys.of_run(run_id), args=list(args))
         except ResponseError as error:
-            code, _, found = str(error).partition(" ")
+            code, _, schema = str(error).partition(" ")
             if code == REPLY:
-                raise SchemaError.of_run(run_id, found) from None
+                raise SchemaError.of_run(run_id, schema) from None
             raise
+        answer, damaged = found
+        for number, reason in _chunks(damaged, 2):
+            # Only the script that ends the job says so, so it is told once.
+            log.error(
+                "job_record_damaged", run_id=run_id, job_id=f"{run_id}/{number}", reason=reason
+            )
+        return answer
 
     async def _note_schema_of_this_version(self) -> None:
         """See that no newer version has opened a run here, and note that this one does."""
@@ -286,14 +310,7 @@ class Ledger:
             The jobs leased; the others are elsewhere in their life.
         """
         flat = await self._call("claim", run_id, [owner, round(lease_s * 1000), *numbers])
-        jobs = []
-        for number, text in _chunks(flat, 2):
-            try:
-                jobs.append(Job.parse(run_id, int(number), text))
-            except (KeyError, TypeError, ValueError) as error:
-                # It stays leased, and is given up when that lease was lost often enough.
-                log.error("job_unreadable", run_id=run_id, number=int(number), reason=repr(error))
-        return jobs
+        return await self._sound(run_id, ((int(n), text) for n, text in _chunks(flat, 2)))
 
     async def renew(
         self, run_id: str, numbers: Sequence[int], *, owner: str, lease_s: float
@@ -322,6 +339,18 @@ class Ledger:
             left = await self._call("cancel", run_id, [CANCEL_CHUNK])
         return bool(first != -1)  # later on, somebody else may have been quicker
 
+    async def _sound(self, run_id: str, records: Iterable[tuple[int, str | None]]) -> list[Job]:
+        """The jobs that can be carried out; those whose record is damaged end here."""
+        jobs, damaged = [], []
+        for number, text in records:
+            try:
+                jobs.append(Job.parse(run_id, number, text))
+            except DamagedRecordError:
+                damaged.append(number)
+        if damaged:
+            await self._call("write_off", run_id, damaged)
+        return jobs
+
     # Reading
 
     async def now_ms(self) -> int:
@@ -333,7 +362,7 @@ class Ledger:
         """One run with its counts.
 
         Raises:
-            RunNotFoundError: it is not there, or a newer version's (SchemaError).
+            RunNotFoundError: it is not there, or a newer version's or damaged (SchemaError).
         """
         fields = await cast("Awaitable[dict[str, str]]", self._redis.hgetall(keys.run(run_id)))
         if "state" not in fields:
@@ -364,10 +393,11 @@ class Ledger:
         Args:
             limit: how many at most.
             offset: how many to pass over.
-            unread: is called for each that a newer version made, which is left out then.
+            unread: is called for each that a newer version made or that is damaged, which is left
+                out then.
 
         Raises:
-            SchemaError: a newer version made one of them, and `unread` is not given.
+            SchemaError: there is one of these, and `unread` is not given.
         """
         ids = await self._redis.zrevrange(keys.INDEX, offset, offset + limit - 1)
         records = await self._read_records(cast("list[str]", ids))
@@ -384,24 +414,24 @@ class Ledger:
     async def active(self, endpoint: str) -> list[Run]:
         """The runs against an endpoint that are not finished, oldest first.
 
-        Those that have ended are taken off the list in passing; those of a newer version stay on
-        it, and are left to that.
+        Those that have ended are taken off the list in passing; those of a newer version, and
+        damaged ones, stay on it and are left alone.
         """
         members = cast("Awaitable[set[str]]", self._redis.smembers(keys.active(endpoint)))
         ids = sorted(await members)
         records = await self._read_records(ids)
         open_runs = []
-        newer: dict[str, SchemaError] = {}
+        unread: dict[str, SchemaError] = {}
         for run_id, fields in records.items():
             try:
                 run = Run.parse(run_id, fields)
             except SchemaError as error:
-                newer[run_id] = error
+                unread[run_id] = error
             else:
                 if not run.ended:
                     open_runs.append(run)
-        self._tell(endpoint, newer)
-        gone = set(ids) - {run.run_id for run in open_runs} - newer.keys()
+        self._tell(endpoint, unread)
+        gone = set(ids) - {run.run_id for run in open_runs} - unread.keys()
         if gone:
             gone -= await self._being_made(gone - records.keys())
         if gone:
@@ -414,11 +444,11 @@ class Ledger:
         recent = await self._redis.zrangebyscore(keys.INDEX, (seconds - HALF_MADE_S) * 1000, "+inf")
         return ids & set(recent)
 
-    def _tell(self, endpoint: str, newer: Mapping[str, SchemaError]) -> None:
-        """Log each run that is left to a newer version, once."""
-        for run_id in sorted(newer.keys() - self._newer.get(endpoint, set())):
-            log.error("run_of_newer_version", run_id=run_id, reason=str(newer[run_id]))
-        self._newer[endpoint] = set(newer)
+    def _tell(self, endpoint: str, unread: Mapping[str, SchemaError]) -> None:
+        """Log each run that is left alone, once."""
+        for run_id in sorted(unread.keys() - self._unread.get(endpoint, set())):
+            log.error("run_left_alone", run_id=run_id, reason=str(unread[run_id]))
+        self._unread[endpoint] = set(unread)
 
     async def _read_records(self, ids: Sequence[str]) -> dict[str, dict[str, str]]:
         """The hashes of those of some runs that are there."""
@@ -441,6 +471,10 @@ class Ledger:
                 by when they are due; None: all, by number.
             offset: how many to pass over.
             limit: how many at most.
+
+        Returns:
+            The jobs. One whose record is missing or damaged says so in its reason, and without a
+            state to be read it counts as failed.
         """
         if outcome is None:
             numbers: Sequence[int | str] = range(offset, offset + limit)
@@ -452,14 +486,25 @@ class Ledger:
             "Awaitable[list[str | None]]",
             self._redis.hmget(keys.jobs(run_id), [str(n) for n in numbers]),
         )
-        return [
-            Job.parse(run_id, int(n), text)
-            for n, text in zip(numbers, texts, strict=True)
-            if text is not None
-        ]
+        total = None
+        if outcome is None and None in texts:
+            found = self._redis.hget(keys.run(run_id), "total")
+            total = int(await cast("Awaitable[str | None]", found) or 0)
+        jobs = []
+        for number, text in zip(numbers, texts, strict=True):
+            if text is None and total is not None and int(number) >= total:
+                continue  # the run has no more
+            try:
+                jobs.append(Job.parse(run_id, int(number), text))
+            except DamagedRecordError as error:
+                state = outcome or JobState.FAILED
+                jobs.append(Job.damaged(run_id, int(number), state, error))
+        return jobs
 
     async def accepted(self, run_id: str, *, offset: int = 0) -> list[tuple[Job, int]]:
         """Jobs that await verification, each with the ms when the cloud accepted it.
+
+        A job whose record is damaged can no longer be verified: it ends here.
 
         Returns:
             Up to a page, those first that have waited longest.
@@ -475,11 +520,9 @@ class Ledger:
             "Awaitable[list[str | None]]",
             self._redis.hmget(keys.jobs(run_id), [number for number, _ in entries]),
         )
-        return [
-            (Job.parse(run_id, int(number), text), int(since_ms))
-            for (number, since_ms), text in zip(entries, texts, strict=True)
-            if text is not None
-        ]
+        since_ms = {int(number): int(score) for number, score in entries}
+        jobs = await self._sound(run_id, zip(since_ms, texts, strict=True))
+        return [(job, since_ms[job.number]) for job in jobs]
 
     async def _in_state(
         self, run_id: str, state: JobState, offset: int, limit: int
@@ -504,7 +547,7 @@ class Ledger:
     async def kept(self, run_id: str, *, offset: int = 0, limit: int = PAGE) -> list[Kept]:
         """A page of the pools that the run's plan keeps."""
         texts = self._redis.lrange(keys.kept(run_id), offset, offset + limit - 1)
-        return [Kept(*json.loads(text)) for text in await cast("Awaitable[list[str]]", texts)]
+        return [Kept.parse(text) for text in await cast("Awaitable[list[str]]", texts)]
 
     async def all_kept(self, run_id: str) -> AsyncIterator[Kept]:
         """Every pool that the run's plan keeps, read page by page."""

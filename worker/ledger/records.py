@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from dataclasses import dataclass
 from enum import StrEnum
@@ -52,6 +53,26 @@ class Source(StrEnum):
 def new_run_id(now: datetime) -> str:
     """A run's id: its UTC time to the second, for people and for sorting, and 40 random bits."""
     return f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(5)}"
+
+
+class DamagedRecordError(ValueError):
+    """A job's record is missing, or is none."""
+
+    def __init__(self, text: str | None) -> None:
+        """Make one.
+
+        Args:
+            text: what is there instead; None: nothing.
+        """
+        super().__init__(
+            "its record in the ledger is missing"
+            if text is None
+            else f"its record in the ledger is damaged: {_NOT_PRINTABLE.sub('?', text[:300])}"
+        )
+
+
+_NOT_PRINTABLE = re.compile(r"[^ -~]")
+"""What may hold anything is told in the characters that every reader can show."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,28 +167,105 @@ class Job:
         """The job's id: its run's and its number there."""
         return f"{self.run_id}/{self.number}"
 
+    @property
+    def is_damaged(self) -> bool:
+        """Whether its record is missing or damaged, so that even its pool is not known."""
+        return not self.pool_name
+
     @classmethod
-    def parse(cls, run_id: str, number: int, text: str | bytes) -> Job:
-        """Read a record."""
-        record: dict[str, Any] = json.loads(text)
+    def parse(cls, run_id: str, number: int, text: str | None) -> Job:
+        """Read a record.
+
+        Args:
+            run_id, number: which job's it is.
+            text: what the ledger holds; None: nothing.
+
+        Raises:
+            DamagedRecordError: it is no record. Nothing of it is to be relied on: what lacks its
+                fingerprint would be deleted without a look.
+        """
+        fields = _fields(text or "")
+        if fields is None:
+            raise DamagedRecordError(text)
         return cls(
             run_id=run_id,
             number=number,
-            project_id=record["project"],
-            pool_name=record["pool"],
-            display_name=record["name"],
-            created=record["created"],
-            fingerprint=record["fingerprint"],
-            chosen=record["chosen"],
-            check_nodes=record.get("check_nodes", False),
-            state=JobState(record["state"]),
-            reason=record.get("reason", ""),
-            due_ms=record.get("due", 0),
-            blocked_ms=record.get("blocked", 0),
-            done_ms=record.get("done", 0),
-            attempts=tuple(Attempt(*packed) for packed in record.get("attempts", ())),
-            nodes=record.get("nodes"),
+            project_id=fields["project"],
+            pool_name=fields["pool"],
+            display_name=fields["name"],
+            created=fields["created"],
+            fingerprint=fields["fingerprint"],
+            chosen=fields["chosen"],
+            check_nodes=fields["check_nodes"],
+            state=JobState(fields["state"]),
+            reason=fields["reason"],
+            due_ms=fields["due"],
+            blocked_ms=fields["blocked"],
+            done_ms=fields["done"],
+            attempts=tuple(Attempt(*packed) for packed in fields["attempts"]),
+            nodes=fields["nodes"],
         )
+
+    @classmethod
+    def damaged(cls, run_id: str, number: int, state: JobState, error: DamagedRecordError) -> Job:
+        """A job of which nothing can be read.
+
+        Args:
+            run_id, number: which one.
+            state: the one that it is listed with.
+            error: what is wrong with its record.
+        """
+        return cls(
+            run_id=run_id,
+            number=number,
+            project_id="",
+            pool_name="",
+            display_name="",
+            created="",
+            fingerprint="",
+            chosen="",
+            check_nodes=False,
+            state=state,
+            reason=str(error),
+            due_ms=0,
+            blocked_ms=0,
+            done_ms=0,
+            attempts=(),
+        )
+
+
+_STATES = frozenset(JobState)
+_ALWAYS = ("project", "pool", "name", "created", "fingerprint", "chosen", "state")
+_PERHAPS = {"check_nodes": False, "reason": "", "due": 0, "blocked": 0, "done": 0, "attempts": []}
+_FIELDS = (*_ALWAYS, *_PERHAPS)
+_TYPES = [*(str for _ in _ALWAYS), *map(type, _PERHAPS.values())]
+_ATTEMPT_TYPES = [int, int, int, str, str]
+
+
+def _fields(text: str) -> dict[str, Any] | None:
+    """The fields of a job's record, each of its type; None: it is none."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if type(found) is not dict:
+        return None
+    fields: dict[str, Any] = _PERHAPS | found
+    if (
+        list(map(type, map(fields.get, _FIELDS))) != _TYPES
+        or fields["state"] not in _STATES
+        or not all(
+            type(attempt) is list and list(map(type, attempt)) == _ATTEMPT_TYPES
+            for attempt in fields["attempts"]
+        )
+    ):
+        return None
+    nodes = fields.setdefault("nodes")
+    if nodes is not None and not (
+        type(nodes) is dict and all(type(count) is int for count in nodes.values())
+    ):
+        return None
+    return fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +323,17 @@ class Kept:
             ensure_ascii=False,
             separators=(",", ":"),
         )
+
+    @classmethod
+    def parse(cls, text: str) -> Kept:
+        """Read what is held; of what is damaged only that is said."""
+        try:
+            fields = json.loads(text)
+        except (ValueError, RecursionError):
+            fields = None
+        if type(fields) is list and [type(each) for each in fields] == [str] * 4:
+            return cls(*fields)
+        return cls("", "", "", str(DamagedRecordError(text)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,11 +434,18 @@ class Run:
         """Read a run's hash.
 
         Raises:
-            SchemaError: a newer version wrote it.
+            SchemaError: a newer version wrote it, or it is damaged.
         """
         written = fields.get(schema.FIELD)
         if written is not None and schema.is_newer(written):
             raise schema.SchemaError.of_run(run_id, written)
+        try:
+            return cls._parse(run_id, fields)
+        except (KeyError, ValueError) as error:
+            raise schema.SchemaError.of_damaged(run_id, error) from None
+
+    @classmethod
+    def _parse(cls, run_id: str, fields: dict[str, str]) -> Run:
         most, percent = fields.get("max_failures"), fields.get("max_failure_percent")
         return cls(
             run_id=run_id,

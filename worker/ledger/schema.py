@@ -39,7 +39,7 @@ class RunNotFoundError(LookupError):
 
 
 class SchemaError(RunNotFoundError):
-    """A newer version wrote it. To this one it is as good as not there: it is left alone."""
+    """A newer version wrote it, or it is damaged. It is left alone, as if it were not there."""
 
     def __init__(self, what: str, found: str) -> None:
         LookupError.__init__(
@@ -52,6 +52,13 @@ class SchemaError(RunNotFoundError):
     def of_run(cls, run_id: str, found: str) -> SchemaError:
         """A run is a newer version's."""
         return cls(f"Run {run_id!r}", found)
+
+    @classmethod
+    def of_damaged(cls, run_id: str, why: Exception) -> SchemaError:
+        """A run has a form that no version writes."""
+        error = cls.of_run(run_id, "unknown")
+        error.args = (f"Run {run_id!r} cannot be read, its record is damaged: {why!r:.200}.",)
+        return error
 
 
 def is_newer(found: str) -> bool:

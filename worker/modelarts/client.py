@@ -94,14 +94,21 @@ class ModelArtsClient:
         endpoint: the API's base URL.
         authenticator: signs in.
         options: how calls are made.
+        observe: is told what came of each call, reads too; it must neither wait nor raise.
     """
 
     def __init__(
-        self, endpoint: Endpoint, authenticator: Authenticator, options: ClientOptions
+        self,
+        endpoint: Endpoint,
+        authenticator: Authenticator,
+        options: ClientOptions,
+        *,
+        observe: Callable[[Answer], None] | None = None,
     ) -> None:
         self._endpoint = endpoint
         self._authenticator = authenticator
         self._options = options
+        self._observe = observe
         self._session: aiohttp.ClientSession | None = None
         self._headers = {"Content-Type": "application/json", "User-Agent": options.user_agent}
         if options.request_type:
@@ -355,6 +362,8 @@ class ModelArtsClient:
             duration_s=time.perf_counter() - started,
             received_ms=time.time_ns() // 1_000_000,
         )
+        if self._observe is not None:
+            self._observe(answer)
         return answer, error_body.document
 
     def _open(self) -> aiohttp.ClientSession:

@@ -4,37 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections import Counter
-from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final
 
-import structlog
 from aiohttp import web
+from redis.exceptions import RedisError
 
-from scheduler.intake import events, openapi, problems, reading
+from scheduler.intake import openapi, problems, reading
+from scheduler.intake.events import Streams
 from scheduler.intake.http import Bounds
-from scheduler.intake.problems import ProblemError, problem_of, retry_after
+from scheduler.intake.problems import ProblemError
+from scheduler.intake.routes import Routes, route_of
 from scheduler.review.sections import money
 from scheduler.review.web import overview, pages, run_page
 from scheduler.review.web.access import Viewer, admit
 from scheduler.review.web.freed import FreedByRun, pools
 from worker.ledger import RunNotFoundError, RunState, SchemaError
-from worker.modelarts.answers import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from redis.asyncio import Redis
 
     from scheduler.intake.clients import Clients
     from scheduler.intake.problems import Problem
+    from scheduler.intake.routes import Handler
     from scheduler.prices import Prices
     from worker.ledger import Job, Ledger, Run
     from worker.limiter import Quota
-
-    Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 HEADERS: Final = {
     "Server": "poolsweep",
@@ -57,8 +55,6 @@ _TYPES: Final = {
     "icon.svg": "image/svg+xml",
 }
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,7}")
-
-log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +92,7 @@ def make_app(parts: Parts) -> web.Application:
     site = _Site(parts)
     app = web.Application(middlewares=[site.answer])
     app.on_response_prepare.append(_harden)
-    app.on_shutdown.append(site.close)
+    app.on_shutdown.append(site.streams.close)
     app.on_cleanup.append(site.stop)
     run = "/runs/{run_id}"
     for path, handler in (
@@ -115,63 +111,55 @@ def make_app(parts: Parts) -> web.Application:
     return app
 
 
-class _Site:
+class _Site(Routes):
+    quiet = ("/static/{name}", "/healthz")  # they tell nothing of anybody's, so anybody may ask
+
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._bounds = parts.bounds
-        self._lookout = events.Lookout(parts.ledger)
+        self.streams = Streams(parts.ledger, _progress, parts.bounds)
         self._freed = FreedByRun(parts.ledger, parts.prices)
-        self._streams: Counter[str] = Counter()
         folder = files("scheduler.review.web") / "static"
         self._static = {name: (folder / name).read_bytes() for name in _TYPES}
-
-    async def close(self, _: web.Application) -> None:
-        self._lookout.close()
 
     async def stop(self, _: web.Application) -> None:
         await self._freed.close()
 
     # Around every route
 
-    @web.middleware
-    async def answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Has a route's answer, or a page with the problem that it ended with, and logs it."""
-        clock = asyncio.get_running_loop().time
-        began = clock()
-        problem = None
-        try:
-            reading.check_head(request)
-            if not _is_public(request):
-                request[_VIEWER] = self._admit(request)
-            response = await handler(request)
-        except Exception as error:
-            if isinstance(error, ConnectionError) and _has_left(request):
-                raise
-            problem = _problem(error)
-            if problem is None:
-                log.exception("request_crashed")
-                problem = problems.crashed()
-            response = _html(
-                "problem.html",
-                status=problem.kind.status,
-                headers=problem.headers,
-                title=problem.kind.title,
-                problem=problem,
-            )
-        event = log.bind(
-            client=_name(request),
-            method=printable(request.method, 20),
-            route=_route(request),
-            status=response.status,
-            duration_ms=round((clock() - began) * 1000),
+    async def _routed(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if route_of(request) not in self.quiet:
+            request[_VIEWER] = self._admit(request)
+        return await handler(request)
+
+    def _problem(self, error: Exception) -> Problem | None:
+        match error:
+            case SchemaError():
+                return problems.Problem(problems.UNAVAILABLE, str(error))
+            case RunNotFoundError():
+                detail = "there is no such run any more, or it is about projects that are not yours"
+                return problems.Problem(problems.NOT_FOUND, detail)
+            case RedisError() | TimeoutError():
+                problem = super()._problem(error)
+                detail = "the record of runs does not answer; load the page again in a moment"
+                return None if problem is None else replace(problem, detail=detail)
+            case web.HTTPNotFound():
+                return problems.Problem(problems.NOT_FOUND, "there is no page at this address")
+            case _:
+                return super()._problem(error)
+
+    def _refusal(self, problem: Problem) -> web.Response:
+        return _html(
+            "problem.html",
+            status=problem.kind.status,
+            headers=problem.headers,
+            title=problem.kind.title,
+            problem=problem,
         )
-        if problem is not None:
-            event.warning("request_refused", problem=problem.kind.name, detail=problem.detail)
-        elif _is_public(request):
-            event.debug("http_request")
-        else:
-            event.info("http_request")
-        return response
+
+    def _about(self, request: web.Request) -> dict[str, str]:
+        viewer = request.get(_VIEWER)
+        return {"client": "" if viewer is None else viewer.name}
 
     def _admit(self, request: web.Request) -> Viewer:
         clients = self._parts.clients
@@ -242,11 +230,12 @@ class _Site:
             outcome=outcome,
             query=words,
             cursor=cursor,
+            size=run_page.JOBS,
             scan=run_page.SCAN,
             failures=failures,
             failures_looked_at=looked_at,
             freed=freed,
-            freed_pools=pools(run),
+            freed_pools=pools(run) if freed is None else freed.pools,
             money=None if freed is None else money(freed),
             kept=kept[:10],
             kept_total=kept_total,
@@ -259,7 +248,6 @@ class _Site:
             kept, total = await run_page.kept_page(
                 self._parts.redis, self._parts.ledger, run.run_id, cursor
             )
-        after = cursor + run_page.KEPT
         return _html(
             "kept.html",
             title=f"Kept by run {run.run_id}",
@@ -267,7 +255,7 @@ class _Site:
             kept=kept,
             total=total,
             cursor=cursor,
-            next=after if after < total else None,
+            size=run_page.KEPT,
         )
 
     async def job(self, request: web.Request) -> web.Response:
@@ -285,25 +273,16 @@ class _Site:
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         reading.query_of(request)
-        known = request.headers.get("Last-Event-ID", "")
         async with asyncio.timeout(self._bounds.answer_s):
             run = await self._run(request)
-        if run.ended and known == events.id_of(run):
-            return web.Response(status=204)  # what tells an EventSource to ask no more
-        with self._a_stream(request[_VIEWER].name):
-            response = web.StreamResponse(
-                headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
-            )
-            await response.prepare(request)
+
+        def welcome() -> bool:
             try:
-                await self._watch(request, response, run, known)
-            except Exception as error:
-                if not isinstance(error, ConnectionError | TimeoutError):
-                    log.exception("request_crashed", run_id=run.run_id)
-                # An answer that has begun can only be broken off.
-                if request.transport is not None:
-                    request.transport.abort()
-        return response
+                return self._admit(request).sees_run(run)
+            except ProblemError:
+                return False
+
+        return await self.streams.answer(request, run, name=request[_VIEWER].name, welcome=welcome)
 
     async def static(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
@@ -314,74 +293,10 @@ class _Site:
     async def is_alive(self, _: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 
-    # Streams
-
-    @contextmanager
-    def _a_stream(self, name: str) -> Iterator[None]:
-        """One of the streams that may be open at once.
-
-        Raises:
-            ProblemError: there are too many.
-        """
-        if (
-            self._streams[name] >= self._bounds.streams_of_a_client
-            or self._streams.total() >= self._bounds.streams
-        ):
-            raise ProblemError(
-                problems.TOO_MANY_STREAMS,
-                "no more runs can be watched at once; reload the page to see how far it is",
-                headers=retry_after(self._bounds.heartbeat_s),
-            )
-        self._streams[name] += 1
-        try:
-            yield
-        finally:
-            self._streams[name] -= 1
-            if not self._streams[name]:
-                del self._streams[name]
-
-    async def _watch(
-        self, request: web.Request, response: web.StreamResponse, run: Run, known: str
-    ) -> None:
-        def welcome() -> bool:
-            if _has_left(request):
-                return False
-            try:
-                return self._admit(request).sees_run(run)
-            except ProblemError:
-                return False
-
-        async with self._lookout.watch(run) as view:
-            stream = events.stream(
-                view,
-                _progress,
-                known=known,
-                heartbeat_s=self._bounds.heartbeat_s,
-                welcome=welcome,
-            )
-            async with aclosing(stream):
-                async for chunk in stream:
-                    async with asyncio.timeout(self._bounds.answer_s):
-                        await response.write(chunk)
-
 
 def _progress(run: Run) -> dict[str, Any]:
     """What of a run changes while it is looked at."""
     return {"state": run.state, "total": run.total, "done": run.done, "counts": dict(run.counts)}
-
-
-def _problem(error: Exception) -> Problem | None:
-    """The problem that an error means to somebody at a browser."""
-    match error:
-        case SchemaError():
-            return problems.Problem(problems.UNAVAILABLE, str(error))
-        case RunNotFoundError():
-            detail = "there is no such run any more, or it is about projects that are not yours"
-            return problems.Problem(problems.NOT_FOUND, detail)
-        case web.HTTPNotFound():
-            return problems.Problem(problems.NOT_FOUND, "there is no page at this address")
-        case _:
-            return problem_of(error)
 
 
 def _html(template: str, *, status: int = 200, headers: Any = None, **values: Any) -> web.Response:
@@ -391,26 +306,6 @@ def _html(template: str, *, status: int = 200, headers: Any = None, **values: An
         content_type="text/html",
         headers=headers,
     )
-
-
-def _is_public(request: web.Request) -> bool:
-    """Whether nothing of anybody's is told."""
-    return _route(request) in {"/static/{name}", "/healthz"}
-
-
-def _name(request: web.Request) -> str:
-    viewer = request.get(_VIEWER)
-    return "" if viewer is None else viewer.name
-
-
-def _has_left(request: web.Request) -> bool:
-    return request.transport is None or request.transport.is_closing()
-
-
-def _route(request: web.Request) -> str:
-    """The route's pattern: paths may hold anything."""
-    resource = request.match_info.route.resource
-    return resource.canonical if resource is not None else ""
 
 
 async def _harden(_: web.Request, response: web.StreamResponse) -> None:

@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING, Final
 import structlog
 from redis.exceptions import RedisError
 
+from scheduler.review.credit import CLAIMING, frees
 from scheduler.review.figures import Figures
+from scheduler.review.gathering import add_claims, rivals_of
 from worker.cancellation import cancel
 from worker.ledger import JobState, RunNotFoundError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from scheduler.prices import Prices
     from scheduler.review.report import Freed
     from worker.ledger import Ledger, Run
@@ -48,6 +52,8 @@ class FreedByRun:
         Args:
             run: the run.
 
+        Pools that another run's call was accepted for first are that run's.
+
         Returns:
             None: it is more than `AT_ONCE` pools. Once the run has ended they are added up in the
             background, one run after another, so ask again.
@@ -58,7 +64,10 @@ class FreedByRun:
         if (known := self._known.get(run.run_id)) is not None:
             return known
         if pools(run) <= AT_ONCE:
-            return await self._add_up(run)
+            rivals = await rivals_of(self._ledger, run)
+            claims = sum(rival.counts[state] for rival in rivals for state in CLAIMING)
+            if pools(run) + claims <= AT_ONCE:
+                return await self._add_up(run, rivals)
         if run.ended and (self._adding is None or self._adding.done()):
             self._adding = asyncio.create_task(self._in_background(run))
         return None
@@ -70,7 +79,7 @@ class FreedByRun:
 
     async def _in_background(self, run: Run) -> None:
         try:
-            await self._add_up(run)
+            await self._add_up(run, await rivals_of(self._ledger, run))
         except RedisError as error:
             log.warning("redis_unreachable", reason=str(error))
         except RunNotFoundError:
@@ -79,8 +88,10 @@ class FreedByRun:
             # Nobody waits for it, and whoever asks again begins it anew.
             log.exception("freed_not_added_up", run_id=run.run_id)
 
-    async def _add_up(self, run: Run) -> Freed:
-        figures = Figures()
+    async def _add_up(self, run: Run, rivals: Sequence[Run]) -> Freed:
+        figures = Figures({run.run_id} if rivals else ())
+        for rival in rivals:
+            await add_claims(figures, self._ledger, rival)
         for state in _freeing(run):
             async for job in self._ledger.all_jobs(run.run_id, outcome=state):
                 figures.add_job(run, job, job.nodes)
@@ -99,4 +110,4 @@ def pools(run: Run) -> int:
 
 def _freeing(run: Run) -> list[JobState]:
     """The states of jobs whose pool counts as gone."""
-    return [JobState.DELETED] if run.verify else [JobState.DELETED, JobState.ACCEPTED]
+    return [state for state in JobState if frees(run, state)]

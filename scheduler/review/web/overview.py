@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from worker.pause import Pause
 
 DAYS: Final = 14
-HEIGHT: Final = 120.0
-"""The chart's, in its own units."""
 RUNS: Final = 50
 """Runs on a page, up to twice as many where there are others' among them."""
 SCAN: Final = 500
@@ -80,12 +78,12 @@ class PolicyNights:
 
     Attributes:
         policy: its name.
-        next: when the next is, in ISO 8601; empty: the scheduler says of none.
+        next: when the next is; None: the scheduler says of none.
         past: the latest, newest first.
     """
 
     policy: str
-    next: str
+    next: datetime | None
     past: list[Night]
 
 
@@ -143,7 +141,7 @@ async def overview(
     said = await almanac.said()
     on = (await pauses(redis)).values()
     return Overview(
-        chart=chart.bars(page.runs, now_ms, days=DAYS, height=HEIGHT),
+        chart=chart.by_day(page.runs, now_ms, days=DAYS),
         runs=page.runs[:LATEST],
         scanned_all=page.next is None,
         unread=page.unread,
@@ -208,8 +206,15 @@ async def _nights(almanac: Almanac, viewer: Viewer, coming: dict[str, Any]) -> l
         past = await almanac.past(policy, limit=5)
         if viewer.projects is None or any(viewer.sees(*night.runs) for night in past):
             shown = [night for night in past if viewer.projects is None or viewer.sees(*night.runs)]
-            found.append(PolicyNights(policy, str(coming.get(policy) or ""), shown))
+            found.append(PolicyNights(policy, _moment(coming.get(policy)), shown))
     return found
+
+
+def _moment(said: Any) -> datetime | None:
+    try:
+        return datetime.fromisoformat(said).astimezone(UTC)
+    except (TypeError, ValueError):
+        return None
 
 
 async def _rates(

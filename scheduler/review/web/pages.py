@@ -6,24 +6,13 @@ from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import urlencode
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from worker.ledger import JobState
+from scheduler.review.bars import SIGNS
 from worker.modelarts.answers import printable
 
 LONGEST: Final = 4_000
-MARKS: Final = {
-    JobState.DELETED: "✓",
-    JobState.ALREADY_DELETED: "○",
-    JobState.ACCEPTED: "→",
-    JobState.SKIPPED: "–",
-    JobState.FAILED: "✕",
-    JobState.CANCELLED: "■",
-    JobState.LEASED: "▸",
-    JobState.PENDING: "…",
-}
-"""What tells the outcomes apart besides their colours."""
 
 
 def _written(value: Any) -> Any:
@@ -36,6 +25,11 @@ def _written(value: Any) -> Any:
 def when(at_ms: int) -> str:
     """A time for people: UTC, to the second; empty for 0, which means never."""
     return f"{datetime.fromtimestamp(at_ms / 1000, UTC):%Y-%m-%d %H:%M:%S}Z" if at_ms else ""
+
+
+def minute(moment: datetime) -> str:
+    """A time for people: UTC, to the minute."""
+    return f"{moment:%Y-%m-%d %H:%M}Z"
 
 
 def grouped(number: int) -> str:
@@ -60,15 +54,17 @@ def link(path: str, **parameters: Any) -> str:
 
 
 _templates = Environment(
-    loader=PackageLoader("scheduler.review.web", "templates"),
+    loader=ChoiceLoader(
+        [PackageLoader("scheduler.review.web", "templates"), PackageLoader("scheduler.review", ".")]
+    ),
     autoescape=True,
     finalize=_written,
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_templates.filters.update(when=when, grouped=grouped, counted=counted, words=words)
-_templates.globals.update(link=link, marks=MARKS, JobState=JobState)
+_templates.filters.update(when=when, minute=minute, grouped=grouped, counted=counted, words=words)
+_templates.globals.update(link=link, signs=SIGNS)
 
 
 def render(template: str, **values: Any) -> str:

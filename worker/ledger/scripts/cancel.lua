@@ -13,9 +13,11 @@ if not run.cancelled_ms then
 end
 for _, index in ipairs({ WAITING, SENT }) do
   for _, n in ipairs(redis.call('ZRANGE', index, 0, ARGV[1] - 1)) do
-    local job = read(n)
-    job.reason = why_cancelled(job)
-    move(n, job, 'cancelled', NOW)
+    local job = read(n, 'pending')
+    if job then
+      job.reason = why_cancelled(job)
+      move(n, job, 'cancelled', NOW)
+    end
   end
 end
 settle_counts()

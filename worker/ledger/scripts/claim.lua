@@ -4,14 +4,14 @@ if run.state ~= 'running' or run.cancelled_ms then return {} end
 local owner, expiry, leased = ARGV[1], NOW + ARGV[2], {}
 for i = 3, #ARGV do
   local n = ARGV[i]
-  local job = read(n)
+  local job, record = read(n)
   if job and job.state == 'pending' and (job.due or 0) <= NOW then
     job.owner = owner
-    move(n, job, 'leased', expiry)
+    record = move(n, job, 'leased', expiry)
   end
-  if job and job.state == 'leased' and job.owner == owner then
+  if record and job.state == 'leased' and job.owner == owner then
     leased[#leased + 1] = n
-    leased[#leased + 1] = cjson.encode(job)
+    leased[#leased + 1] = record
   end
 end
 settle_counts()

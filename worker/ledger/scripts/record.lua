@@ -3,6 +3,13 @@
 --    blocked (it waits for other pools)}.
 -- A move from another state than the job is in, or of a lease that is another's, is refused.
 -- Returns 1 (done) or 0 (refused) for each.
+local function is_same(one, other)
+  for i = 1, 5 do
+    if one[i] ~= other[i] then return false end
+  end
+  return true
+end
+
 local answers = {}
 for i, wish in ipairs(cjson.decode(ARGV[1])) do
   local job = read(wish.n)
@@ -13,7 +20,7 @@ for i, wish in ipairs(cjson.decode(ARGV[1])) do
       job.attempts = job.attempts or {}
       local last = job.attempts[#job.attempts]
       -- The same attempt twice is this script sent again because its answer was lost.
-      if not last or cjson.encode(last) ~= cjson.encode(wish.attempt) then
+      if not last or not is_same(last, wish.attempt) then
         job.attempts[#job.attempts + 1] = wish.attempt
       end
     end
@@ -24,7 +31,7 @@ for i, wish in ipairs(cjson.decode(ARGV[1])) do
     elseif wish.to == 'pending' then
       job.blocked = nil
     end
-    move(wish.n, job, wish.to, NOW + (wish.wait_ms or 0))
+    holds = move(wish.n, job, wish.to, NOW + (wish.wait_ms or 0))
   end
   answers[i] = holds and 1 or 0
 end

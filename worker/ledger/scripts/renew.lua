@@ -9,4 +9,5 @@ for i = 3, #ARGV do
     lost[#lost + 1] = n
   end
 end
+settle_counts()
 return lost

@@ -1,4 +1,5 @@
--- The life of a job: what every script that moves jobs shares. It is put before each of them.
+-- The life of a job: what every script that moves jobs shares. It is put before each of them, and
+-- with the answer of each goes which jobs' records were found to be damaged.
 -- KEYS are those of one run, in the order of keys.py, so that they lie in one cluster slot.
 -- SCHEMA, the newest that this version knows, is put before this: of a newer one's run nothing is
 -- read and nothing is changed.
@@ -53,9 +54,57 @@ local function why_cancelled(job)
   return why
 end
 
-local function read(n)
+-- Ends a job whose record is missing or is none, where the indexes say that it has not ended: what
+-- was done about its pool is not known, and nothing is deleted on doubt.
+local damaged = {}
+local function write_off(n, text)
+  if run.state ~= 'running' then return end
+  local from
+  if redis.call('ZREM', WAITING, n) + redis.call('ZREM', SENT, n) > 0 then
+    from = 'pending'
+  elseif redis.call('ZREM', LEASED, n) > 0 then
+    from = 'leased'
+  elseif redis.call('ZREM', ACCEPTED, n) > 0 then
+    from = 'accepted'
+  else
+    return
+  end
+  local reason = 'its record in the ledger is missing'
+  if text then
+    reason = 'its record in the ledger is damaged: ' .. text:sub(1, 300):gsub('[^\32-\126]', '?')
+  end
+  count(from, -1)
+  count('failed', 1)
+  redis.call('RPUSH', OUTCOME.failed, n)
+  redis.call('HSET', JOBS, n, cjson.encode({
+    pool = '', name = '', project = '', created = '', fingerprint = '', chosen = '',
+    state = 'failed', reason = reason, done = NOW,
+  }))
+  damaged[#damaged + 1] = n
+  damaged[#damaged + 1] = reason
+end
+
+-- Whether a record is what the scripts rely on; whoever carries out the job checks the rest.
+local function is_sound(job)
+  if type(job) ~= 'table' then return false end
+  if job.state ~= 'pending' and job.state ~= 'leased' and not OUTCOME[job.state] then return false end
+  if job.state == 'leased' and type(job.owner) ~= 'string' then return false end
+  if job.due and (type(job.due) ~= 'number' or job.due == math.huge) then return false end
+  if not job.attempts then return true end
+  if type(job.attempts) ~= 'table' then return false end
+  for _, attempt in pairs(job.attempts) do
+    if type(attempt) ~= 'table' or type(attempt[3]) ~= 'number' then return false end
+  end
+  return true
+end
+
+-- A job, and its record; nil if that is missing or damaged: such a job ends here, and harms no other.
+-- `state` is the one that an index says the job is in, if the caller has its number from there.
+local function read(n, state)
   local text = redis.call('HGET', JOBS, n)
-  return text and cjson.decode(text) or nil
+  local is_json, job = pcall(cjson.decode, text)
+  if is_json and is_sound(job) and (not state or job.state == state) then return job, text end
+  write_off(n, text)
 end
 
 local function is_final(state)
@@ -63,13 +112,23 @@ local function is_final(state)
 end
 
 -- Moves a job, which the caller has checked, and keeps every index in step.
--- `at` is the time in ms that the new state's index is ordered by.
+-- `at` is the time in ms that the new state's index is ordered by. Returns the job's record then;
+-- nil if its record was damaged after all: one that holds 1e999 can be read, and not written.
 local function move(n, job, to, at)
   local from = job.state
   if to == 'pending' and run.cancelled_ms then
     to = 'cancelled'
     job.reason = why_cancelled(job)
   end
+  job.state = to
+  if to ~= 'leased' then job.owner = nil end
+  job.due = to == 'pending' and at > NOW and at or nil
+  if is_final(to) then
+    job.done = NOW
+    job.blocked = nil
+  end
+  local is_json, record = pcall(cjson.encode, job)
+  if not is_json then return write_off(n, redis.call('HGET', JOBS, n)) end
   if from == 'pending' then
     redis.call('ZREM', WAITING, n)
     redis.call('ZREM', SENT, n)
@@ -78,14 +137,9 @@ local function move(n, job, to, at)
   elseif from == 'accepted' then
     redis.call('ZREM', ACCEPTED, n)
   end
-  if to ~= 'leased' then job.owner = nil end
-  job.due = nil
   if is_final(to) then
-    job.done = NOW
-    job.blocked = nil
     redis.call('RPUSH', OUTCOME[to], n)
   elseif to == 'pending' then
-    if at > NOW then job.due = at end
     redis.call('ZADD', WAITING, at, n)
   elseif to == 'leased' and from ~= 'leased' then
     redis.call('ZADD', LEASED, at, n)
@@ -96,8 +150,8 @@ local function move(n, job, to, at)
     count(from, -1)
     count(to, 1)
   end
-  job.state = to
-  redis.call('HSET', JOBS, n, cjson.encode(job))
+  redis.call('HSET', JOBS, n, record)
+  return record
 end
 
 -- Too many failures stop the rest of a run: no job is claimed any more, and what waits is

@@ -29,7 +29,7 @@ function say(sentence) {
 }
 
 const source = new EventSource(section.dataset.events);
-source.addEventListener("open", () => say("Live: the numbers above move by themselves."));
+source.addEventListener("open", () => say("Live: these numbers move by themselves."));
 source.addEventListener("progress", (event) => show(JSON.parse(event.data)));
 source.addEventListener("end", (event) => {
   show(JSON.parse(event.data));
