@@ -160,10 +160,11 @@ class Cloud:
 
     def list(self, project_id: str) -> list[SandboxPool]:
         """The pools that a list shows."""
-        found = [pool for pool in self.projects[project_id].values() if self.is_there(pool)]
-        for pool in found:
-            self._count_subpools(pool)
-        return found
+        pools, now = self.projects[project_id], self._clock()
+        for parent in self._subpools:
+            if pool := pools.get(parent):
+                self._count_subpools(pool)
+        return [pool for pool in pools.values() if now < pool.gone_at and not pool.vanished]
 
     def _count_subpools(self, pool: SandboxPool) -> int:
         """The logical pools that are left in a pool; its annotation says so too."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -102,6 +103,9 @@ async def _serve(config: SandboxConfig, port: int, exit_with_stdin: bool) -> Non
                 loop.add_reader(sys.stdin.fileno(), _stop_at_end, stopped)
             except PermissionError:  # a file, or nothing at all: it has ended already
                 stopped.set()
+        # Its pools live as long as it: to look for garbage among them would hold up the calls.
+        gc.collect()
+        gc.freeze()
         _announce(running)
         await stopped.wait()
 

@@ -24,12 +24,13 @@ from sandbox.fleet import Behaviour, Category
 from sandbox.signing import Keys, signature_fault
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 JOURNAL = 200_000
 HANG_S = 120.0
+LISTED_AT_ONCE = 100
 
 
 @dataclass(slots=True)
@@ -173,25 +174,11 @@ class SandboxServer:
     # The API
 
     async def _list(self, request: web.Request) -> web.Response:
-        wanted = request.query.get("status")
-        workspace = request.query.get("workspaceId")
-        selector = dict(
-            pair.split("=", 1)
-            for pair in request.query.get("labelSelector", "").split(",")
-            if "=" in pair
-        )
-        found = []
-        for pool in self.cloud.list(request.match_info["project"]):
-            state = "creating" if pool.phase == "Creating" else "created"
-            if wanted and wanted != state:
-                continue
-            if workspace and pool.labels.get("os.modelarts/workspace.id", "0") != workspace:
-                continue
-            if any(pool.labels.get(key) != value for key, value in selector.items()):
-                continue
-            found.append(pool.text)
-        head = b'{"kind": "PoolList", "apiVersion": "v2", "metadata": {}, "items": ['
-        return _response(Reply(200, head + b", ".join(found) + b"]}"))
+        pools = self.cloud.list(request.match_info["project"])
+        if request.query:
+            pools = [pool for pool in pools if _is_wanted(pool, request.query)]
+        # In parts, so that a list of thousands holds up no other call.
+        return web.Response(body=_list_parts(pools), content_type="application/json")
 
     async def _show(self, request: web.Request) -> web.Response:
         pool = self.cloud.find(request.match_info["project"], request.match_info["pool"])
@@ -364,6 +351,27 @@ class SandboxServer:
             return web.json_response({"error": str(error)}, status=400)
         pool = self.cloud.add(project, await request.json(), category, behaviour)
         return _response(Reply(201, pool.text))
+
+
+def _is_wanted(pool: SandboxPool, query: Mapping[str, str]) -> bool:
+    """Whether a list with this query shows a pool."""
+    state = "creating" if pool.phase == "Creating" else "created"
+    if query.get("status", state) not in {state, ""}:
+        return False
+    workspace = query.get("workspaceId")
+    if workspace and pool.labels.get("os.modelarts/workspace.id", "0") != workspace:
+        return False
+    pairs = [pair.split("=", 1) for pair in query.get("labelSelector", "").split(",")]
+    return all(pool.labels.get(pair[0]) == pair[1] for pair in pairs if len(pair) > 1)
+
+
+async def _list_parts(pools: Sequence[SandboxPool]) -> AsyncIterator[bytes]:
+    yield b'{"kind": "PoolList", "apiVersion": "v2", "metadata": {}, "items": ['
+    for start in range(0, len(pools), LISTED_AT_ONCE):
+        some = b", ".join(pool.text for pool in pools[start : start + LISTED_AT_ONCE])
+        yield b", " + some if start else some
+        await asyncio.sleep(0)
+    yield b"]}"
 
 
 def _response(reply: Reply) -> web.Response:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from worker.breaker import Admission
     from worker.inventory import Inventory, Sight
     from worker.ledger import Job
-    from worker.limiter import Limiter
+    from worker.limiter import Limiter, Permit
     from worker.modelarts import Answer, Pool
     from worker.modelarts.client import ModelArtsClient
     from worker.pause import PauseWatch
@@ -233,6 +233,7 @@ class _Task:
         self._is_news = True
         self._sight: Sight | None = None
         self._turn = 0.0
+        self._permit: Permit | None = None
         self.log = log.bind(
             run_id=job.run_id,
             job_id=job.job_id,
@@ -328,7 +329,7 @@ class _Task:
         """Wait until the call may be made now; or find how the job ends without one."""
         deleter, job = self._deleter, self._job
         if not job.fingerprint:
-            await deleter._limiter.permit(job.project_id, patient=False)
+            self._permit = await deleter._limiter.permit(job.project_id, patient=False)
             self._turn = asyncio.get_running_loop().time()
             return None
         waited = False
@@ -337,7 +338,9 @@ class _Task:
             if end := judge(job, sight.pool):
                 return end
             # Having waited its turn once, a job whose sight grew old meanwhile goes to the front.
-            await deleter._limiter.permit(job.project_id, urgent=waited, patient=False)
+            permit = await deleter._limiter.permit(job.project_id, urgent=waited, patient=False)
+            # Behind the look at its nodes every call comes late, and so none comes closer.
+            self._permit = None if job.check_nodes else permit
             if end := await self._nodes_in_the_way():
                 return end
             self._turn = asyncio.get_running_loop().time()
@@ -387,6 +390,8 @@ class _Task:
         is_late = asyncio.get_running_loop().time() - self._turn > TURN_S
         if is_late or (self._sight is not None and not inventory.is_fresh(self._sight)):
             raise _TurnMissedError
+        if self._permit is not None:
+            self._deleter._limiter.used(self._job.project_id, self._permit)
         self._lease.calling[number] = time.time_ns() // 1_000_000
 
     async def _handle(self, attempt: Attempt, verdict: Verdict) -> bool:

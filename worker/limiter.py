@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-AIM = 0.99
+AIM = 0.985
 """The share of a quota that is made use of. A cloud counts the calls of a second as they arrive,
-and none arrives exactly on time: what is left is room for that."""
-LATENESS_S = 0.01
-"""A slot may be used so much later, which is what the aim leaves room for."""
+and none arrives exactly on time: what is left, 15 ms of each second, is room for that."""
+LATENESS_S = 0.004
+"""A slot may be used so much later; the rest of what the aim leaves is for the way to the cloud."""
 BLOCK_S = 0.1
 """A reservation reaches no further than this: long enough to ask Redis seldom, short enough that
 a cut reaches every worker soon."""
@@ -97,7 +97,9 @@ class Limiter:
         self._script = redis.register_script((files("worker") / "limiter.lua").read_text())
         self._projects: dict[str, _ProjectLimit] = {}
 
-    async def permit(self, project_id: str, *, urgent: bool = False, patient: bool = True) -> None:
+    async def permit(
+        self, project_id: str, *, urgent: bool = False, patient: bool = True
+    ) -> Permit | None:
         """Wait for the next free slot of a project, first come, first served.
 
         Args:
@@ -105,13 +107,28 @@ class Limiter:
             urgent: go before those that are not: for a call that others wait for.
             patient: wait however long it takes, as through a pause that the cloud asked for.
 
+        Returns:
+            The slot, for `used`; None: the project has no limit.
+
         Raises:
             LongWaitError: not patient, and the next slot is more than a minute ahead.
             redis.RedisError: the limit cannot be asked for; no call may be made.
         """
         project = self._project(project_id)
-        if project.quota.rate > 0:
-            await project.permit(urgent=urgent, patient=patient)
+        if project.quota.rate <= 0:
+            return None
+        return await project.permit(urgent=urgent, patient=patient)
+
+    def used(self, project_id: str, permit: Permit) -> None:
+        """A call goes out now: if that is later than its slot, those after it are put off.
+
+        Else the cloud would see them closer together than the limit has it.
+
+        Args:
+            project_id: the project that the call goes to.
+            permit: its slot.
+        """
+        self._project(project_id).used(permit)
 
     def wait_s(self, project_id: str, ahead: int) -> float:
         """How long a call would wait for its slot, as far as this process can tell.
@@ -206,6 +223,19 @@ def _slots(delay_ms: str, interval_ms: str, left: int, burst: int) -> Slots:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """The slot of a call.
+
+    Attributes:
+        at: when it is, in seconds of the event loop's clock.
+        put_off: seconds by which this process had put off slots by then, all in all.
+    """
+
+    at: float
+    put_off: float
+
+
 @dataclass(slots=True)
 class Slots:
     """Reserved slots, to be used at their time.
@@ -233,13 +263,17 @@ class Slots:
             lost, rest = divmod(late, self.interval)
             self._drop(int(lost))
             if self.left:
-                self.first += rest
-                self.put_off += rest
+                self.shift(rest)
         if self.left <= 0:
             return None
         slot = self.first
         self._drop(1)
         return slot
+
+    def shift(self, seconds: float) -> None:
+        """Put off what is left."""
+        self.first += seconds
+        self.put_off += seconds
 
     def _drop(self, count: int) -> None:
         self.first += count * self.interval
@@ -250,7 +284,7 @@ class Slots:
 class _Waiter:
     """A call that waits for its slot."""
 
-    future: asyncio.Future[None]
+    future: asyncio.Future[Permit]
     patient: bool
 
 
@@ -265,6 +299,7 @@ class _ProjectLimit:
         self._urgent: deque[_Waiter] = deque()
         self._ordinary: deque[_Waiter] = deque()
         self._slots = Slots(interval=1 / quota.rate if quota.rate else 0)
+        self._put_off = 0.0
         self._server: asyncio.Task[None] | None = None
         self._waits = SLOT_WAIT_S.labels(limiter._endpoint)
 
@@ -272,15 +307,22 @@ class _ProjectLimit:
     def rate(self) -> float:
         return 1 / self._slots.interval
 
-    async def permit(self, *, urgent: bool, patient: bool) -> None:
+    async def permit(self, *, urgent: bool, patient: bool) -> Permit:
         loop = asyncio.get_running_loop()
         asked = loop.time()
-        future = loop.create_future()
+        future: asyncio.Future[Permit] = loop.create_future()
         (self._urgent if urgent else self._ordinary).append(_Waiter(future, patient))
         if self._server is None or self._server.done():
             self._server = asyncio.create_task(self._serve())
-        await future
+        permit = await future
         self._waits.observe(loop.time() - asked)
+        return permit
+
+    def used(self, permit: Permit) -> None:
+        slots = self._slots
+        late = asyncio.get_running_loop().time() - permit.at - slots.lateness
+        if (shift := late - (self._put_off + slots.put_off - permit.put_off)) > 0:
+            slots.shift(shift)
 
     def wait_s(self, ahead: int) -> float:
         now, slots = asyncio.get_running_loop().time(), self._slots
@@ -289,6 +331,7 @@ class _ProjectLimit:
     async def throttled(self, pause_s: float, sent_ago_s: float) -> None:
         slots = await self._limiter._throttle(self._key, self.quota, pause_s, sent_ago_s)
         if pause_s > 0:
+            self._put_off += self._slots.put_off
             self._slots = slots  # what was reserved lies within the pause
         rate = round(1 / slots.interval, 2)
         log.warning("throttled", project_id=self._project_id, rate=rate, pause_s=pause_s)
@@ -300,10 +343,11 @@ class _ProjectLimit:
                 slots = self._slots
                 if (slot := slots.take(loop.time())) is None:
                     wanted = len(self._urgent) + len(self._ordinary)
-                    reserved = await self._limiter._reserve(
-                        self._key, self.quota, wanted, slots.put_off
-                    )
+                    told = slots.put_off
+                    reserved = await self._limiter._reserve(self._key, self.quota, wanted, told)
                     if slots is self._slots:  # else a pause was asked for in the meantime
+                        reserved.shift(slots.put_off - told)
+                        self._put_off += told
                         self._slots = reserved
                         if not reserved.left:
                             await self._wait_long(reserved.first - loop.time())
@@ -313,7 +357,8 @@ class _ProjectLimit:
                 if slots is not self._slots:
                     continue  # taken back by a 429 in the meantime
                 if (waiting := self._next()) is not None:
-                    waiting.popleft().future.set_result(None)
+                    permit = Permit(slot, self._put_off + slots.put_off)
+                    waiting.popleft().future.set_result(permit)
         except Exception as error:
             while (waiting := self._next()) is not None:
                 waiting.popleft().future.set_exception(error)

@@ -20,7 +20,7 @@ from scheduler.cli.errors import UsageError
 from scheduler.cli.execution import see_through
 from scheduler.cli.outcome import EXIT_DONE, EXIT_HELD, exit_code
 from scheduler.cli.policy_files import File, policies_path
-from scheduler.cli.session import heed_interrupt, open_ledger, requester, say, stdout
+from scheduler.cli.session import heed_interrupt, open_ledger, requester, say, stderr, stdout
 from scheduler.durations import format_duration
 from scheduler.review import tables
 from scheduler.sweep import Office, carry_out, plan_policy
@@ -31,6 +31,8 @@ from worker.settings import Settings, settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
+
+    from rich.console import Console
 
     from scheduler.plan_file import PlanRecord
     from scheduler.planner import Plan
@@ -81,7 +83,7 @@ async def _plan(
         return
     for name, each in plans:
         show_plan(name, each, known, kept=kept)
-        _show_grace(chosen[name], each)
+        _show_grace(chosen[name], each, stdout)
     say("Plan only: nothing was deleted. `poolsweep sweep` carries it out.")
 
 
@@ -133,19 +135,20 @@ async def _sweep(
                 for name, each in plans
                 if (record := _record(records, name, each))
             ]
+        out = stdout if wait else stderr
         for name, each in plans:
-            show_plan(name, each, known)
-            _show_grace(chosen[name], each)
+            show_plan(name, each, known, out=out)
+            _show_grace(chosen[name], each, out)
         total = sum(len(each.deletions) for _, each in plans)
         if not yes and total:
             if not can_ask():
-                say("Preview only: nothing was deleted. Add --yes to delete.")
+                out.print("Preview only: nothing was deleted. Add --yes to delete.", markup=False)
                 return EXIT_DONE
             marks = any(chosen[name].grace is not None for name, each in plans if each.deletions)
             what = f"deletes {pools(total)}"
             if marks:
                 what = f"marks {pools(total)}, or deletes those whose grace is over,"
-            if not await confirmed(what, total, stdout):
+            if not await confirmed(what, total, out):
                 return EXIT_HELD
         heed_interrupt()
         announcer = Announcer(office.redis, office.ledger, policy_file.notifications)
@@ -210,15 +213,17 @@ async def _see_through(
     office: Office, swept: Sequence[Swept], attendance: Attendance, wait: bool
 ) -> int:
     """Follow what was started to its end. Returns the exit code."""
+    out = stdout if wait else stderr
     code = EXIT_DONE
     started = []
     for each in swept:
         run = each.run
         if each.marked:
-            say(f"{len(each.marked)} pools are marked now; see `poolsweep marks`")
+            text = f"{len(each.marked)} pools are marked now; see `poolsweep marks`"
+            out.print(text, markup=False)
         if run.state is RunState.BRAKED:
-            say(f"Braked, nothing was deleted: {run.note}")
-            say(f"It is recorded as run {run.run_id}")
+            out.print(f"Braked, nothing was deleted: {run.note}", markup=False)
+            out.print(f"It is recorded as run {run.run_id}", markup=False)
             code = EXIT_HELD
         elif run.total:
             started.append(run)
@@ -288,7 +293,13 @@ def _as_saved(fresh: Plan, saved: PlanRecord) -> Plan:
 
 
 def show_plan(
-    name: str, each: Plan, known: Prices | None, *, kept: bool = False, brief: bool = False
+    name: str,
+    each: Plan,
+    known: Prices | None,
+    *,
+    kept: bool = False,
+    brief: bool = False,
+    out: Console = stdout,
 ) -> None:
     """A plan as a table, with its totals.
 
@@ -298,15 +309,16 @@ def show_plan(
         known: what nodes cost; None: not known.
         kept: list the pools to keep too, instead of counting them by reason.
         brief: leave out the table of the pools to delete.
+        out: where to.
     """
-    say(f"Policy {name}, project {each.project_id} at {each.endpoint}:")
+    out.print(f"Policy {name}, project {each.project_id} at {each.endpoint}:", markup=False)
     if kept and each.decisions:
-        stdout.print(tables.decisions([*each.deletions, *each.refusals], each.at))
+        out.print(tables.decisions([*each.deletions, *each.refusals], each.at))
     elif each.deletions and not brief:
-        stdout.print(tables.decisions(each.deletions, each.at))
+        out.print(tables.decisions(each.deletions, each.at))
     if each.refusals and not kept:
-        say("Kept, and why:")
-        stdout.print(tables.kept(each.refusals))
+        out.print("Kept, and why:", markup=False)
+        out.print(tables.kept(each.refusals))
     freed = plan_file.freed_by(each.decisions, known)
     text = (
         f"Delete {freed.pools} of {each.pools} pools; frees {tables.nodes(freed.nodes)}, "
@@ -314,19 +326,21 @@ def show_plan(
     )
     if freed.money_per_day is not None:
         text += f", {freed.money_per_day:,.2f} {freed.currency} a day"
-    say(text)
+    out.print(text, markup=False)
     if unpriced := known.per_day(freed.nodes)[1] if known else []:
-        say(f"Not in the money, for want of a price: {', '.join(unpriced)}")
+        out.print(f"Not in the money, for want of a price: {', '.join(unpriced)}", markup=False)
     if each.unreadable:
-        say(f"{each.unreadable} pools of the project could not be read; they stay.")
+        text = f"{each.unreadable} pools of the project could not be read; they stay."
+        out.print(text, markup=False)
 
 
-def _show_grace(each: Policy, found: Plan) -> None:
+def _show_grace(each: Policy, found: Plan, out: Console) -> None:
     if each.grace is not None and found.deletions:
-        say(
+        text = (
             f"Its grace is {format_duration(each.grace)}: a pool is marked first, and deleted only "
             "if it still matches when that is over; see `poolsweep marks`."
         )
+        out.print(text, markup=False)
 
 
 async def _plan_all(

@@ -73,7 +73,10 @@ async def _schedule(path: Path, as_json: bool) -> None:
         document = {"leader": leader, "rejected": rejected, "policies": rows}
         say_json(document)
         return
-    stdout.print(tables.schedule(rows))
+    if rows:
+        stdout.print(tables.schedule(rows))
+    else:
+        say("No policy has a schedule: see `schedule` in docs/policies.md.")
     if leader is None:
         say("No scheduler is running: start one with `poolsweep scheduler`.")
     if rejected:
