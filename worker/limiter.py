@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 AIM = 0.985
 """The share of a quota that is made use of. A cloud counts the calls of a second as they arrive,
 and none arrives exactly on time: what is left, 15 ms of each second, is room for that."""
-LATENESS_S = 0.004
+LATENESS_S = 0.012
 """A slot may be used so much later; the rest of what the aim leaves is for the way to the cloud."""
 BLOCK_S = 0.1
 """A reservation reaches no further than this: long enough to ask Redis seldom, short enough that
