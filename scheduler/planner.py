@@ -206,8 +206,8 @@ class Planner:
         Raises:
             ApiError: it failed for good, or too often.
         """
-        clock = asyncio.get_running_loop().time
-        began, attempts = clock(), 0
+        # As with `worker.retry.tried_s`, waiting for a turn is not trying.
+        tried_s, attempts = 0.0, 0
         while True:
             async with self._at_once:
                 await self._limiter.permit(project_id)
@@ -221,15 +221,17 @@ class Planner:
                     project_id, verdict.retry_after_s, sent_ago_s=failure.answer.duration_s
                 )
             attempts += 1
+            tried_s += failure.answer.duration_s
             again = decide(
                 self._retry,
                 attempts=attempts,
-                elapsed_s=clock() - began,
+                elapsed_s=tried_s,
                 backoff_s=backoff_s(self._retry, attempts),
                 retry_after_s=verdict.retry_after_s,
             )
             if isinstance(again, GiveUp) or not failure.temporary:
                 raise failure
+            tried_s += again.seconds
             await asyncio.sleep(again.seconds)
 
     async def _usage(self, window: timedelta, project_id: str, pool_id: str) -> Any:

@@ -4,7 +4,7 @@
 -- KEYS[1]: HASH
 --   tat                 ms of the next free slot; like all times here by the server's clock
 --   at                  ms of the last look
---   since               ms since when calls have gone without a break
+--   since               ms since when calls have gone without a break; ahead for a while after a cut
 --   sent, refused       calls since then
 --   rate, cut           calls/s left by the last cut, and ms of it
 --   plateau             calls/s that are known to be borne; like the other two absent once the
@@ -34,7 +34,7 @@ local STRAY_MS = 60000
 -- at most, slowly at first (the convex half of CUBIC).
 local DOUBLING_S, PROBE_S = 2, 30
 -- Seconds that the plateau is kept in between: each probe of a quota that has not come back costs a
--- refusal, so that the next one waits twice as long.
+-- refusal, so that after every cut that found no other quota the next one waits twice as long.
 local LEAST_HOLD_S, MOST_HOLD_S = 20, 60
 
 local time = redis.call('TIME')
@@ -108,8 +108,9 @@ if ARGV[1] == 'throttle' then
         cut = resumed
         interval = 1000 / base
       end
-      -- Until a second is over, calls are refused for what went before.
-      start_anew(now + math.max(pause, closed and 0 or SAMPLE_MS))
+      -- Until a second is over, calls are refused for what went before; and slots that others have
+      -- reserved by now are not counted any more, nor what becomes of them.
+      start_anew(closed and resumed or math.max(tat, now + math.max(pause, SAMPLE_MS)))
     end
   end
   if pause > 0 and resumed > since then start_anew(resumed) end

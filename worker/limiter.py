@@ -8,8 +8,8 @@ Redis is asked a few times a second, not for every call.
 A 429 cuts the rate for everybody by the share of calls that were refused (as DCTCP does, RFC 8257),
 so that one stray refusal costs little and a quota that shrank is found in a second or two. Where
 all is refused, the rate is halved and comes back by doubling (slow start, Jacobson 1988) up to what
-was borne before. What is borne is kept for a while, and twice as long after each probe that failed;
-then it probes for more, slowly at first (the convex half of CUBIC, RFC 9438).
+was borne before. What is borne is kept for a while, and twice as long after each further refusal of
+a little too much; then it probes for more, slowly at first (the convex half of CUBIC, RFC 9438).
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Annotated
 
 import typer
@@ -11,6 +12,7 @@ from scheduler.cli.errors import UsageError
 from scheduler.cli.projects import project_id
 from scheduler.cli.session import open_ledger, requester, say
 from worker import pause as pauses
+from worker.modelarts.names import validate_project_id
 from worker.settings import settings
 
 Scope = Annotated[
@@ -43,7 +45,9 @@ def cancel(run: Annotated[str, typer.Argument(metavar="RUN", help="The run's id.
 def _scope(project: str | None) -> str:
     if project is None:
         return pauses.EVERYTHING
-    # It takes a while to load, and stopping everything must not wait for it.
+    # Stopping must depend on no file, nor wait for what takes a while to load.
+    with contextlib.suppress(ValueError):
+        return validate_project_id(project)
     from worker.projects import Directory
 
     return project_id(Directory.of(settings()), project)

@@ -99,7 +99,7 @@ async def _report(
         if window is not None:
             found = await report_since(redis, ledger, window, known)
         else:
-            found = await report_of_run(ledger, run_id or "", known)
+            found = await report_of_run(redis, ledger, run_id or "", known)
     _show(found, form, file, force)
 
 

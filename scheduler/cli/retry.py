@@ -133,7 +133,8 @@ async def _retry(run_id: str, demand: Demand) -> int:
             selector=run.selector,
             policy=run.policy,
         )
-        return await carry_out(office, plans, terms)
+        code = await carry_out(office, plans, terms)
+        return code or (EXIT_FAILURES if damaged else EXIT_DONE)
 
 
 def _same_place(office: Office, run: Run, project: str) -> None:

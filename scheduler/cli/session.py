@@ -17,6 +17,7 @@ from rich.console import Console
 from scheduler.cli.errors import UnreachableError, UsageError
 from scheduler.cli.log_file import log_to_file
 from scheduler.review.records import json_text
+from scheduler.review.sections import unread_runs
 from worker import embedded_redis
 from worker.ledger import Ledger
 from worker.redis_connection import connect
@@ -67,10 +68,7 @@ def remark_unread(count: int) -> None:
         count: how many; of 0 nothing is said.
     """
     if count:
-        what, which = ("1 run", "it") if count == 1 else (f"{count} runs", "them")
-        verb = "is" if count == 1 else "are"
-        text = f"{what} of a newer poolsweep {verb} left out: upgrade this one to see {which}."
-        remark(text, "yellow")
+        remark(unread_runs(count), "yellow")
 
 
 def requester() -> str:

@@ -53,6 +53,8 @@ MOST_TRIES = 5
 """A request whose planner died so often, or failed in a way that nobody foresaw, is given up."""
 SHORTEST_WAIT_S = 2.0
 LONGEST_WAIT_S = 60.0
+UNDECIDED_S = 300.0
+"""So long after it was accepted a request waits for what cannot be read of some pools."""
 STOP_S = 10.0
 
 log = structlog.get_logger(__name__)
@@ -246,7 +248,8 @@ class Planning:
         if run.state is RunState.RUNNING or (run.ended and not cut_off):
             return run.state
         age_s = await self._age_s(filed)
-        if age_s > (limit_s := self._office.directory.settings.plan_max_age_s):
+        config = self._office.directory.settings
+        if age_s > (limit_s := config.plan_max_age_s):
             raise NotPlannedError(
                 f"it waited for {age_s / 3600:.1f} h to be planned, longer than "
                 f"POOLSWEEP_PLAN_MAX_AGE_S={limit_s:g} allows"
@@ -270,9 +273,9 @@ class Planning:
         except SettingsError as error:
             raise NotPlannedError(str(error)) from None
         # Nobody sees what a request's plan keeps, as somebody who types a command does, and no
-        # next night tries again: it waits as long as a job would, and then goes on without them.
+        # next night tries again: it waits for a while, and then goes on without them.
         unread = [why for plan in plans for why in plan.unread.values()]
-        if unread and age_s < self._office.directory.settings.max_retry_s:
+        if unread and age_s < min(UNDECIDED_S, config.max_retry_s, limit_s / 2):
             raise NotPlannedError(
                 f"{len(unread)} pools cannot be decided about yet: {unread[0]}", temporary=True
             )

@@ -27,7 +27,7 @@ SIGNS: Final = {
 WIDTH: Final = 400.0
 HEIGHT: Final = 160.0
 LEAST_HEIGHT: Final = 2.0
-"""Few among many must be seen too."""
+"""No piece is lower: few among many must be seen too. The largest of its bar gives the rest."""
 _RIGHT, _TOP, _BOTTOM = 4.0, 8.0, 18.0
 _DIGIT: Final = 6.0
 """Room for one, left of the bars."""
@@ -81,17 +81,13 @@ class Picture:
     height: float = HEIGHT
 
 
-def stacked(
-    days: Sequence[tuple[str, Mapping[str, int]]], kinds: Sequence[str], *, least: float = 0.0
-) -> Picture:
-    """Bars of counts, one for each day.
+def stacked(days: Sequence[tuple[str, Mapping[str, int]]]) -> Picture:
+    """Bars of outcomes, one for each day.
 
     Args:
-        days: each day and its counts by kind.
-        kinds: the kinds, from the bottom up; others are left out.
-        least: no piece is lower; what small ones get too much, the largest of their bar gives.
+        days: each day and its counts by outcome.
     """
-    tallest = max((sum(counts.get(kind, 0) for kind in kinds) for _, counts in days), default=0)
+    tallest = max((sum(counts.values()) for _, counts in days), default=0)
     step = _step(tallest)
     top = max(step, -(-tallest // step) * step)
     foot = HEIGHT - _BOTTOM
@@ -104,26 +100,24 @@ def stacked(
     for place, (day, counts) in enumerate(days):
         middle = left + room * (place + 0.5)
         y = foot
-        for kind, height in _heights(counts, kinds, unit, least).items():
+        for kind, height in _heights(counts, unit).items():
             y -= height
             pieces.append(Piece(middle - width / 2, y, width, height, kind, day, counts[kind]))
-        if place % every == 0:
+        if (len(days) - 1 - place) % every == 0:  # the last has one
             labels.append(Label(middle, day))
     ticks = (Label(foot - unit * value, f"{value:,}") for value in range(0, top + 1, step))
     shown = {piece.kind for piece in pieces}
-    present = tuple(kind for kind in kinds if kind in shown)
+    present = tuple(kind for kind in SIGNS if kind in shown)
     return Picture(tuple(pieces), tuple(ticks), tuple(labels), present, left)
 
 
-def _heights(
-    counts: Mapping[str, int], kinds: Sequence[str], unit: float, least: float
-) -> dict[str, float]:
-    exact = {kind: counts[kind] * unit for kind in kinds if counts.get(kind)}
-    heights = {kind: max(least, height) for kind, height in exact.items()}
+def _heights(counts: Mapping[str, int], unit: float) -> dict[str, float]:
+    exact = {str(kind): counts[kind] * unit for kind in SIGNS if counts.get(kind)}
+    heights = {kind: max(LEAST_HEIGHT, height) for kind, height in exact.items()}
     if heights:
         largest = max(heights, key=lambda kind: heights[kind])
         given = sum(heights.values()) - sum(exact.values())
-        heights[largest] = max(least, heights[largest] - given)
+        heights[largest] = max(LEAST_HEIGHT, heights[largest] - given)
     return heights
 
 

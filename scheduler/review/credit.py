@@ -15,16 +15,32 @@ from worker.ledger import JobState
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from worker.ledger import Job, Run
+    from worker.ledger import Attempt, Job, Run
 
 DELETION_MS: Final = 6 * 3_600_000
 """A pool whose deletion was accepted is taken to be there for this long, where nobody looks."""
-_NO_ANSWER: Final = 500
-"""From this status on, as without any, a call may have done what it was to do."""
-
+_FAULT: Final = 500
+"""From this status on a call may have done what it was to do."""
+_UNANSWERED: Final = frozenset(
+    {"timeout", "reset", "oversized", "invalid_answer", "lease_expired", "cut_short"}
+)
+"""So may one without an answer, with these codes: it was under way. With others, such as
+`connect` and `sign_in_failed`, none was."""
 
 CLAIMING: Final = (JobState.DELETED, JobState.ACCEPTED)
 """The states of jobs whose pool is gone by them, or going."""
+
+
+def pools(run: Run) -> int:
+    """How many of a run's jobs count as a pool that is gone."""
+    return sum(count for state, count in run.counts.items() if frees(run, state))
+
+
+def rivals_until_ms(run: Run) -> float:
+    """Until when another run may find the pools of this one there, in ms since the epoch."""
+    if not run.finished_ms:
+        return float("inf")
+    return run.finished_ms + (0 if run.verify else DELETION_MS)
 
 
 def frees(run: Run, state: JobState) -> bool:
@@ -46,11 +62,9 @@ class Overlaps:
         """Take a run into account; the order in which they come does not matter."""
         if not run.started_ms:
             return
-        end = float("inf")
-        if run.finished_ms:
-            end = run.finished_ms + (0 if run.verify else DELETION_MS)
         for project_id in run.projects:
-            self._spans[run.endpoint, project_id].append((run.started_ms, end, run.run_id))
+            span = (run.started_ms, rivals_until_ms(run), run.run_id)
+            self._spans[run.endpoint, project_id].append(span)
 
     def found(self) -> frozenset[str]:
         """The ids of these runs."""
@@ -75,9 +89,17 @@ def called_at(job: Job) -> tuple[int, int] | None:
     claims = [
         (int(not 200 <= call.status <= 299), call.at_ms)
         for call in job.attempts
-        if 200 <= call.status <= 299 or not call.status or call.status >= _NO_ANSWER
+        if _may_have_begun_it(call)
     ]
     return min(claims, default=None)
+
+
+def _may_have_begun_it(call: Attempt) -> bool:
+    if call.code.partition(" ")[0] == "GET":  # the read before a call, which was not made then
+        return False
+    if not call.status:
+        return call.code in _UNANSWERED
+    return 200 <= call.status <= 299 or call.status >= _FAULT
 
 
 @dataclass(frozen=True, slots=True)

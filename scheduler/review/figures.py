@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from scheduler.prices import HOURS_A_DAY
 from scheduler.review.credit import CLAIMING, Credit, called_at, frees
 from scheduler.review.records import timestamp
-from scheduler.review.remedies import remedy
+from scheduler.review.remedies import RECORD_DAMAGED, remedy
 from scheduler.review.report import (
     Day,
     DueMarks,
@@ -182,7 +182,7 @@ class Figures:
 
     def _add_failure(self, job: Job) -> None:
         last = job.attempts[-1] if job.attempts else None
-        key = (last.status, last.code) if last else (0, "")
+        key = (last.status, last.code) if last else (0, RECORD_DAMAGED if job.is_damaged else "")
         if key not in self._failures and len(self._failures) >= MOST_NAMES:
             key = (0, OTHER_CODES)
         group = self._failures.setdefault(key, _Group(0, job))

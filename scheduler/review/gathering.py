@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from datetime import UTC, datetime
-from itertools import count
 from typing import TYPE_CHECKING, Final, cast
 
 from scheduler.marks import all_marks
-from scheduler.review.credit import CLAIMING, Overlaps
+from scheduler.review.credit import CLAIMING, Overlaps, pools, rivals_until_ms
 from scheduler.review.figures import MOST_TOLD, Figures
 from scheduler.review.records import mark_record
 from scheduler.review.report import DueMarks
@@ -25,16 +24,17 @@ if TYPE_CHECKING:
     from worker.ledger import Ledger, Run
 
 CALLING_MS: Final = 2 * 86_400_000
-"""A run that was made longer before another makes no calls any more: its plan is too old."""
+"""A run that was made longer before another is taken to make no calls any more."""
 RUNS_AT_ONCE: Final = 500
 """Runs that are read in one step."""
 
 
-async def report_of_run(ledger: Ledger, run_id: str, prices: Prices | None) -> Report:
+async def report_of_run(redis: Redis, ledger: Ledger, run_id: str, prices: Prices | None) -> Report:
     """What one run came to.
 
     Args:
-        ledger: where it is recorded.
+        redis: a connection that decodes responses.
+        ledger: the ledger in it.
         run_id: the run.
         prices: what nodes cost; None: not known.
 
@@ -43,7 +43,7 @@ async def report_of_run(ledger: Ledger, run_id: str, prices: Prices | None) -> R
         RedisError: the ledger cannot be read.
     """
     run = await ledger.run(run_id)
-    rivals = await rivals_of(ledger, run)
+    rivals = await rivals_of(redis, ledger, run)
     figures = Figures({run_id} if rivals else ())
     for rival in rivals:
         await add_claims(figures, ledger, rival)
@@ -68,7 +68,7 @@ async def report_since(
     made_ms = await ledger.now_ms()
     since_ms = made_ms - round(window.total_seconds() * 1000)
     overlaps = Overlaps()
-    async for run in _runs_back_to(ledger, since_ms - CALLING_MS):
+    async for run in _newest_first(redis, ledger, since_ms - CALLING_MS, made_ms):
         overlaps.add(run)
     shared = overlaps.found()
     figures = Figures(shared)
@@ -95,7 +95,7 @@ async def runs_between(
         redis: a connection that decodes responses.
         ledger: the ledger in it.
         since_ms, until_ms: the time, both in ms since the epoch.
-        unread: is called for each run that a newer version made, which is left out.
+        unread: is called for each run that cannot be read, which is left out.
     """
     ids = await redis.zrangebyscore(keys.INDEX, since_ms, until_ms)
     for run_id in cast("list[str]", ids):
@@ -107,19 +107,21 @@ async def runs_between(
             continue
 
 
-async def rivals_of(ledger: Ledger, run: Run) -> list[Run]:
-    """The runs that may have called for the same pools as a run, at the same time.
+async def rivals_of(redis: Redis, ledger: Ledger, run: Run) -> list[Run]:
+    """The runs that may have called for the pools that a run freed, at the same time.
 
     Args:
-        ledger: where they are recorded.
+        redis: a connection that decodes responses.
+        ledger: the ledger in it.
         run: the run.
 
     Raises:
         RedisError: the ledger cannot be read.
     """
     found = []
-    if run.started_ms:
-        async for other in _runs_back_to(ledger, run.created_ms - CALLING_MS):
+    if run.started_ms and pools(run):
+        since_ms = run.created_ms - CALLING_MS
+        async for other in _newest_first(redis, ledger, since_ms, rivals_until_ms(run)):
             both = Overlaps()
             both.add(run)
             both.add(other)
@@ -145,15 +147,18 @@ async def add_claims(figures: Figures, ledger: Ledger, run: Run) -> None:
                 figures.add_claim(run, job)
 
 
-async def _runs_back_to(ledger: Ledger, since_ms: int) -> AsyncIterator[Run]:
-    """The runs made since a moment that this version can read, the newest first."""
-    for offset in count(0, RUNS_AT_ONCE):
+async def _newest_first(
+    redis: Redis, ledger: Ledger, since_ms: int, until_ms: float
+) -> AsyncIterator[Run]:
+    """The runs made in a time that can be read."""
+    offset = await redis.zcount(keys.INDEX, f"({until_ms}", "+inf")
+    while offset < await redis.zcard(keys.INDEX):
         page = await ledger.runs(limit=RUNS_AT_ONCE, offset=offset, unread=lambda _: None)
         for run in page:
-            if run.created_ms >= since_ms:
-                yield run
-        if not page or page[-1].created_ms < since_ms:
-            return
+            if run.created_ms < since_ms:
+                return
+            yield run
+        offset += RUNS_AT_ONCE
 
 
 async def _add(figures: Figures, ledger: Ledger, run: Run) -> None:

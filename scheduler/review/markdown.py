@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from worker.modelarts.answers import printable
+from scheduler.review.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from scheduler.review.sections import Section
 
-_LONGEST_CELL: Final = 4_000
 _MARKUP: Final = re.compile(r"[\\`*_\[\]~|#$!]")
 _CHARACTERS: Final = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "&#64;"})
 """Beside HTML: what makes a mention, which would call somebody."""
@@ -24,7 +23,7 @@ def cell(text: str) -> str:
 
     Source: GitHub Flavored Markdown, 4.10 tables, 6.1 backslash escapes, 6.9 autolinks.
     """
-    escaped = _MARKUP.sub(r"\\\g<0>", printable(text, _LONGEST_CELL)).translate(_CHARACTERS)
+    escaped = _MARKUP.sub(r"\\\g<0>", one_line(text)).translate(_CHARACTERS)
     for link, broken in _LINKS:
         escaped = re.sub(re.escape(link), broken, escaped, flags=re.IGNORECASE)
     return escaped

@@ -5,7 +5,12 @@ Source: worker/modelarts/answers.py for what an answer means; the API document, 
 
 from __future__ import annotations
 
+from typing import Final
+
+RECORD_DAMAGED: Final = "record_damaged"
+"""Stands for the code of the last call where the job's record does not tell it."""
 _BY_CODE = {
+    RECORD_DAMAGED: "Whether a call was made is not known: look for the pool, and plan anew.",
     "tls": "Check the endpoint, or a proxy in between: its certificate was not accepted.",
     "connect": "Check the endpoint and the network between the workers and the cloud, then retry.",
     "timeout": "Check the network between the workers and the cloud, then retry.",

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 OUTCOMES: Final = tuple(JobState)
 NOTHING: Final = "-"
+NOT_KNOWN: Final = "not known"
+"""Stands for the pool of a job whose record is damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,17 @@ def sections(report: Report) -> tuple[Section, ...]:
         _stopped(report),
     )
     return tuple(section for section in found if section and (section.rows or section.note))
+
+
+def unread_runs(count: int) -> str:
+    """What is said of runs that are left out; of none nothing."""
+    if not count:
+        return ""
+    runs, them, their = ("run", "it", "its") if count == 1 else ("runs", "them", "their")
+    return (
+        f"{number(count)} {runs} cannot be read: a newer poolsweep made {them}, or {their} record "
+        "is damaged."
+    )
 
 
 def number(count: int) -> str:
@@ -111,7 +124,7 @@ def _summary(report: Report) -> Section:
     if freed.unpriced:
         notes.append(f"Not in the money, for want of a price: {', '.join(freed.unpriced)}.")
     if report.runs_unread:
-        notes.append(f"Not in it, made by a newer poolsweep: {number(report.runs_unread)} runs.")
+        notes.append(unread_runs(report.runs_unread))
     return Section("Summary", ("what", "how much"), tuple(rows), note=" ".join(notes))
 
 
@@ -144,7 +157,7 @@ def _failures(report: Report) -> Section:
                 number(group.count),
                 " ".join(filter(None, (status, group.error_code))) or NOTHING,
                 group.what_to_do,
-                f"{example.pool_name}{name}",
+                f"{example.pool_name or NOT_KNOWN}{name}",
                 f"{example.reason}; job {example.job_id}{request}",
             )
         )

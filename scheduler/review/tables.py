@@ -10,9 +10,9 @@ from rich.console import Group
 from rich.table import Table
 
 from scheduler.review.records import timestamp
+from scheduler.review.text import one_line
 from worker.ledger import JobState
 from worker.modelarts import UnreadableTagsError
-from worker.modelarts.answers import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -40,7 +40,7 @@ STYLES = {
 
 NOT_TOLD = {
     "forgotten": "its record has aged out",
-    "unread": "a newer poolsweep made it: upgrade this one to see it",
+    "unread": "a newer poolsweep made it, or its record is damaged",
 }
 """What is said of a night's run that is not shown."""
 
@@ -49,12 +49,9 @@ MOST_REASONS = 20
 """Some reasons quote a tag, so that there may be as many as pools."""
 
 
-_LONGEST_CELL = 4_000
-
-
 def escape(text: str) -> str:
     """A text from outside as a cell takes it: on one line, without markup and escapes."""
-    return markup.escape(printable(text, _LONGEST_CELL))
+    return markup.escape(one_line(text))
 
 
 def age(created: datetime | None, now: datetime) -> str:

@@ -362,3 +362,23 @@ def test_a_sound_record_is_read() -> None:
     assert (job.job_id, job.is_damaged, job.check_nodes) == ("run/3", False, True)
     assert (job.nodes, job.blocked_ms, job.due_ms, job.done_ms) == (nodes, 7, 8, 9)
     assert job.attempts == (CALL,)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        changed(SOUND, state="deleted"),
+        changed(SOUND, state="accepted"),
+        changed(SOUND, due=0).replace('"due": 0', '"due": NaN'),
+    ],
+)
+async def test_a_record_that_contradicts_the_index_of_sent_jobs_is_damaged(
+    ledger: Ledger, redis: Redis, record: str
+) -> None:
+    run_id = await pending(ledger)
+    await damage(redis, run_id, 0, record)
+    await ledger.take(run_id, window=9, batch_size=1, resend_s=0)
+    assert 0 not in {
+        job.number for job in await ledger.claim(run_id, [0, 1, 2], owner="me", lease_s=60)
+    }
+    assert [job.number for job in await ledger.jobs(run_id, outcome=JobState.FAILED)] == [0]

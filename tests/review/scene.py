@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tests.review.site import Site
 
 _DAY_MS = 86_400_000
+CALLS = 300
 _NODES = {"modelarts.bm.gpu.8a100": 1, "modelarts.vm.cpu.4ud": 2}
 
 
@@ -111,7 +112,8 @@ async def _surroundings(site: Site, nights: dict[int, str]) -> None:
         for number in range(4)
     ]
     await Marks(site.redis, ENDPOINT).put(marks)
-    limiter = Limiter(site.redis, endpoint=ENDPOINT, rate=10, burst=1)
-    await limiter.permit(PROJECTS[0])
+    limiter = Limiter(site.redis, endpoint=ENDPOINT, rate=4_000, burst=1)
+    for _ in range(CALLS):
+        await limiter.permit(PROJECTS[0])
     await limiter.throttled(PROJECTS[0], None, sent_ago_s=0)
     await site.redis.zadd(keys.workers(ENDPOINT), {"w1": await site.ledger.now_ms()})

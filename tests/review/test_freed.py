@@ -20,6 +20,8 @@ from tests.review.test_pages import page, sent_by_redis
 from worker.ledger import JobState, NewJob, RunState, keys
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from redis.asyncio import Redis
 
     from worker.ledger import Run
@@ -127,7 +129,7 @@ async def large(site: Site) -> Run:
 
 
 async def test_what_could_not_be_added_up_is_tried_again_by_the_next_who_asks(site: Site) -> None:
-    run, freed = await large(site), FreedByRun(site.ledger, None)
+    run, freed = await large(site), FreedByRun(site.redis, site.ledger, None)
     jobs, aside = keys.jobs(run.run_id), "aside"
     await site.redis.rename(jobs, aside)
     await site.redis.set(jobs, "what nobody can read as jobs")
@@ -139,6 +141,7 @@ async def test_what_could_not_be_added_up_is_tried_again_by_the_next_who_asks(si
 
         await until(is_told)
     (told,) = logs
+    assert told["event"] == "redis_unreachable"
     assert "WRONGTYPE" in told["reason"]
     await site.redis.rename(aside, jobs)
     found = await until(lambda: freed.of(run))
@@ -146,9 +149,34 @@ async def test_what_could_not_be_added_up_is_tried_again_by_the_next_who_asks(si
     assert found.nodes == {GPU: 2}
 
 
+class Unknown(Prices):
+    """Prices with a defect."""
+
+    def per_day(self, nodes: Mapping[str, int]) -> tuple[float, list[str]]:
+        raise LookupError(str(nodes))
+
+
+async def test_a_defect_in_the_background_is_told_and_the_next_who_asks_begins_anew(
+    site: Site,
+) -> None:
+    run = await large(site)
+    freed = FreedByRun(site.redis, site.ledger, Unknown(**PRICES.model_dump()))
+    with capture_logs() as logs:
+        for asked in (1, 2):
+            assert await freed.of(run) is None
+
+            async def is_told(times: int = asked) -> bool:
+                return len(logs) == times
+
+            await until(is_told)
+    assert {(told["event"], told["run_id"]) for told in logs} == {
+        ("freed_not_added_up", run.run_id)
+    }
+
+
 async def test_one_large_run_is_added_up_after_the_other(site: Site) -> None:
     first, second = await large(site), await large(site)
-    freed = FreedByRun(site.ledger, None)
+    freed = FreedByRun(site.redis, site.ledger, None)
     assert await freed.of(first) is None
     assert await freed.of(second) is None
     for run in (first, second):
@@ -162,7 +190,7 @@ def goes_on() -> bool:
 
 
 async def test_nothing_is_begun_in_the_background_before_a_large_run_has_ended(site: Site) -> None:
-    run, freed = await large(site), FreedByRun(site.ledger, None)
+    run, freed = await large(site), FreedByRun(site.redis, site.ledger, None)
     assert await freed.of(replace(run, state=RunState.RUNNING)) is None
     assert not goes_on()
     assert await freed.of(run) is None
@@ -171,8 +199,8 @@ async def test_nothing_is_begun_in_the_background_before_a_large_run_has_ended(s
 
 
 async def test_nothing_is_added_up_any_more_when_the_page_is_closed(site: Site) -> None:
-    run, freed = await large(site), FreedByRun(site.ledger, None)
+    run, freed = await large(site), FreedByRun(site.redis, site.ledger, None)
     assert await freed.of(run) is None
     await freed.close()
     assert not goes_on()
-    await FreedByRun(site.ledger, None).close()
+    await FreedByRun(site.redis, site.ledger, None).close()

@@ -23,12 +23,13 @@ from tests.review.site import SCRIPT, Site, new_jobs, pool_name, serving
 from worker import pause
 from worker.ledger import JobState, Kept, NewJob, keys
 from worker.ledger.schema import SCHEMA
-from worker.limiter import Limiter
+from worker.limiter import AIM, Limiter
 from worker.modelarts import Precondition
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+MARKS = ("good", "bad")
 UNKNOWN_RUN = "20260101-000000-0123456789"
 
 
@@ -90,6 +91,7 @@ async def test_the_overview_tells_outcomes_by_day_to_the_eye_and_to_a_screen_rea
     # The same in the table: the day, its runs, deleted, failed, pending.
     assert re.search(rf"{today} 1 3 1 1 ", seen.said)
     assert run_id in seen.said
+    assert f"{PROJECTS[0]} no limit, or no calls within the hour" in seen.said
 
 
 async def test_the_overview_tells_pauses_marks_nights_rates_and_workers(
@@ -128,7 +130,8 @@ async def test_the_overview_tells_pauses_marks_nights_rates_and_workers(
     assert "2026-12-01 03:00Z" in seen.said
     assert ("a", {"class": "mono", "href": f"/runs/{run_id}"}) in seen.tags
     assert "1 alive" in seen.said
-    assert re.search(rf"{PROJECTS[0]} 9\.9 of 9\.9 [0-9]+ 0 at limit", seen.said)
+    limit = f"{10 * AIM:.1f}"
+    assert re.search(rf"{PROJECTS[0]} {limit} of {limit} [0-9]+ 0 at limit", seen.said)
 
 
 async def test_a_great_many_marks_are_counted_and_not_read(
@@ -203,7 +206,44 @@ async def test_a_job_whose_record_is_damaged_is_shown_as_one(
     assert "not known" in seen.said
     assert "is damaged: no record" in seen.said
     assert pool_name(1) in seen.said
-    assert "is damaged: no record" in (await page(session, f"/runs/{run_id}/jobs/0")).said
+    said = (await page(session, f"/runs/{run_id}/jobs/0")).said
+    assert "is damaged: no record" in said
+    assert "Whether a call was made is not known." in said
+    assert "Precondition not known" in said
+
+
+async def test_of_a_failed_job_whose_record_is_damaged_no_call_is_denied(
+    site: Site, session: ClientSession
+) -> None:
+    run_id = await site.run(new_jobs(2))
+    await site.end(run_id, [JobState.FAILED], status=500)
+    await site.redis.hset(keys.jobs(run_id), "0", "no record")
+    said = (await page(session, f"/runs/{run_id}")).said
+    assert "record_damaged 1 not known" in said
+    assert "no call was made" not in said
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "code", "mark"),
+    [
+        (JobState.ACCEPTED, 202, "", "good"),
+        (JobState.ALREADY_DELETED, 404, "ModelArts.0201", "good"),
+        (JobState.FAILED, 404, "APIGW.0101", "bad"),
+        (JobState.FAILED, 200, "GET invalid_answer", "bad"),
+        (JobState.FAILED, 0, "timeout", "bad"),
+        # The call was accepted, and the deletion failed.
+        (JobState.FAILED, 200, "", "good"),
+    ],
+)
+async def test_a_call_is_marked_by_what_it_came_to(
+    site: Site, session: ClientSession, state: JobState, status: int, code: str, mark: str
+) -> None:
+    run_id = await site.run(new_jobs(1))
+    await site.end(run_id, [state], status=status, code=code)
+    tags = (await page(session, f"/runs/{run_id}/jobs/0")).tags
+    assert [
+        attributes["class"] for tag, attributes in tags if attributes.get("class") in MARKS
+    ] == [mark]
 
 
 async def test_a_job_that_was_asked_for_by_name_has_no_precondition(
@@ -329,22 +369,28 @@ async def test_runs_have_pages_too(site: Site, session: ClientSession) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/runs"])
-async def test_runs_of_a_newer_version_are_left_out_of_a_list_that_says_so(
+async def test_runs_that_cannot_be_read_are_left_out_of_a_list_that_says_so(
     site: Site, session: ClientSession, path: str
 ) -> None:
     newer, known, newest = [await site.run(new_jobs(1)) for _ in range(3)]
-    assert "newer poolsweep" not in (await page(session, path)).said
+    assert "cannot be read" not in (await page(session, path)).said
     await site.redis.hset(keys.run(newer), "schema", str(SCHEMA + 1))
     said = (await page(session, path)).said
-    assert "1 run of a newer poolsweep is left out: upgrade this one to see it." in said
+    assert "1 run cannot be read: a newer poolsweep made it, or its record is damaged." in said
     assert newer not in said
     assert known in said
     assert newest in said
-    await site.redis.hset(keys.run(newest), "schema", str(SCHEMA + 1))
-    assert "2 runs of a newer poolsweep are left out" in (await page(session, path)).said
-    async with session.get(f"/runs/{newer}") as answer:
-        assert answer.status == 503
-        assert "upgrade this process" in await answer.text()
+    await site.redis.hset(keys.run(newest), "created_ms", "no time")
+    said = (await page(session, path)).said
+    assert "2 runs cannot be read: a newer poolsweep made them, or their record is" in said
+    for run_id, why in ((newer, "upgrade this process.<"), (newest, "its record is damaged")):
+        async with session.get(f"/runs/{run_id}") as answer:
+            text = await answer.text()
+        assert answer.status == 500
+        assert "The run cannot be read" in text
+        assert why in text
+        assert ".." not in text
+        assert "oad it again" not in text
 
 
 # What must not get through
@@ -453,6 +499,11 @@ async def test_what_is_not_there_or_not_understood_is_a_page_that_says_so(
     assert "Traceback" not in text
 
 
+async def test_a_parameter_is_named_as_it_is_written(session: ClientSession) -> None:
+    async with session.get("/runs?cursor=x") as answer:
+        assert "<p>cursor: " in await answer.text()
+
+
 @pytest.mark.parametrize(
     ("rest", "status"),
     [
@@ -506,5 +557,5 @@ async def test_a_runs_progress_is_told_until_it_ends(site: Site, session: Client
                 if done < 2:
                     await site.end(run_id, [JobState.DELETED], first=done)
     assert [each["done"] for each in told] == [0, 1, 2]
-    assert told[-1]["state"] == "finished"
+    assert (told[-1]["state"], told[-1]["badge"]) == ("finished", "finished")
     assert told[-1]["counts"]["deleted"] == 2

@@ -33,7 +33,7 @@ async def test_without_refusals_a_project_is_at_its_limit(redis_client: Redis) -
     state, now_ms = await state_of(redis_client)
     rate = rate_of(state, 100 * AIM, now_ms)
     assert rate is not None
-    assert (rate.now, rate.reduced, rate.refused) == (99, False, 0)
+    assert (rate.now, rate.reduced, rate.refused) == (100 * AIM, False, 0)
     assert rate.sent >= 1
     assert rate.paused_ms == 0
 

@@ -31,20 +31,28 @@ def a_job(run: Run, at_ms: int = NOW, **changes: Any) -> Job:
 
 
 @pytest.mark.parametrize(
-    ("statuses", "claim"),
+    ("answers", "claim"),
     [
         ([], None),
-        ([409, 429, 404], None),
-        ([202], (0, 0)),
-        ([503, 200], (0, 1)),
-        ([409, 0], (1, 1)),
-        ([500, 0], (1, 0)),
+        ([(409, ""), (429, ""), (404, "")], None),
+        ([(202, "")], (0, 0)),
+        ([(503, ""), (200, "")], (0, 1)),
+        ([(409, ""), (0, "timeout")], (1, 1)),
+        ([(500, "ModelArts.0010"), (0, "reset")], (1, 0)),
+        # The call was under way when its worker was lost, or stopped.
+        ([(0, "lease_expired")], (1, 0)),
+        ([(0, "cut_short")], (1, 0)),
+        # No call was made, or none arrived.
+        ([(0, "sign_in_failed"), (0, "KeyError"), (0, "connect"), (0, "tls")], None),
+        # Reads before a call that was not made.
+        ([(0, "GET timeout"), (503, "GET ModelArts.0010"), (500, "GET")], None),
+        ([(200, "GET invalid_answer"), (0, "timeout")], (1, 1)),
     ],
 )
 def test_a_pool_s_end_is_put_down_to_a_call_that_may_have_begun_it(
-    statuses: list[int], claim: tuple[int, int] | None
+    answers: list[tuple[int, str]], claim: tuple[int, int] | None
 ) -> None:
-    calls = tuple(Attempt(at, 40, status, "", "") for at, status in enumerate(statuses))
+    calls = tuple(Attempt(at, 40, status, code, "") for at, (status, code) in enumerate(answers))
     assert called_at(replace(JOB, attempts=calls)) == claim
 
 
@@ -57,13 +65,14 @@ def test_a_pool_that_somebody_else_was_deleting_already_is_not_freed_by_the_run(
 
 # Each pool once
 
+ANSWERS = [(200, ""), (404, ""), (409, ""), (0, "timeout"), (0, "GET timeout")]
 CLAIMS = st.lists(
     st.tuples(
         st.sampled_from(["run-0", "run-1", "run-2", "run-3"]),
         st.sampled_from(PROJECTS),
         st.sampled_from(["pool-0", "pool-1"]),
         st.sampled_from(["", "2026-01-01T00:00:00Z"]),
-        st.lists(st.tuples(st.integers(0, 5), st.sampled_from([200, 404, 409, 0])), max_size=3),
+        st.lists(st.tuples(st.integers(0, 5), st.sampled_from(ANSWERS)), max_size=3),
         st.sampled_from([JobState.DELETED, JobState.ACCEPTED]),
         st.none() | st.dictionaries(st.sampled_from([CPU, GPU]), st.integers(1, 3)),
     ),
@@ -85,7 +94,7 @@ def test_each_pool_counts_once_and_for_the_run_whose_call_was_accepted_first(
                 project_id=project,
                 pool_name=pool,
                 created=created,
-                attempts=tuple(Attempt(at, 1, status, "", "") for at, status in calls),
+                attempts=tuple(Attempt(at, 1, status, code, "") for at, (status, code) in calls),
                 state=state,
                 nodes=nodes,
             ),

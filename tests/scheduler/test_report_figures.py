@@ -18,6 +18,7 @@ from scheduler.review.html_report import html
 from scheduler.review.remedies import remedy
 from scheduler.review.sections import sections, span
 from worker.ledger import Attempt, Job, JobState, Kept, NewJob, Run
+from worker.ledger.records import DamagedRecordError
 from worker.modelarts.answers import Failure, printable
 
 if TYPE_CHECKING:
@@ -150,6 +151,16 @@ def test_failures_with_the_same_answer_are_one_group_with_the_first_as_its_examp
     assert uncalled.example.request_id is None
 
 
+def test_of_a_job_whose_record_is_damaged_no_call_is_denied() -> None:
+    damaged = Job.damaged(RUN.run_id, 1, JobState.FAILED, DamagedRecordError("no record"))
+    report = report_of(replace(FAILED, attempts=()), damaged, damaged)
+    lost, uncalled = report.failures
+    assert (lost.error_code, lost.status, lost.count) == ("record_damaged", None, 2)
+    assert (uncalled.error_code, uncalled.what_to_do) == (None, remedy(0, ""))
+    (told,) = [each for each in sections(report) if each.title == "Failed, by error"]
+    assert told.rows[0][1:4] == ("record_damaged", remedy(0, "record_damaged"), "not known")
+
+
 def test_however_many_codes_and_reasons_there_are_what_is_held_is_bounded() -> None:
     many = figures.MOST_NAMES + 500
     collected = Figures()
@@ -218,6 +229,7 @@ def test_there_is_something_to_do_about_every_answer(status: int, code: str) -> 
         (0, "sign_in_failed", "credentials"),
         (0, "lease_expired", "lost"),
         (0, "KeyError", "job_crashed"),
+        (0, "record_damaged", "not known"),
         (0, "", "No call was made"),
     ],
 )
@@ -228,34 +240,46 @@ def test_what_to_do_fits_the_answer(status: int, code: str, words: str) -> None:
 # The picture
 
 DAYS = st.lists(
-    st.dictionaries(st.sampled_from(["a", "b", "c"]), st.integers(0, 10**6)), max_size=40
+    st.dictionaries(st.sampled_from([*map(str, JobState)]), st.integers(0, 10**6)), max_size=40
 )
 
 
 @given(DAYS)
 def test_bars_are_as_tall_as_their_counts_and_stay_in_the_field(days: list[dict[str, int]]) -> None:
     named = [(f"day {n}", counts) for n, counts in enumerate(days)]
-    picture = bars.stacked(named, ["a", "b"])
+    picture = bars.stacked(named)
     shown = {(piece.day, piece.kind): piece.count for piece in picture.pieces}
     assert shown == {
-        (day, kind): counts[kind] for day, counts in named for kind in "ab" if counts.get(kind)
+        (day, kind): count for day, counts in named for kind, count in counts.items() if count
     }
     zero, top = picture.ticks[0], picture.ticks[-1]
     unit = (zero.at - top.at) / int(top.text.replace(",", ""))
     edges: dict[str, float] = {}
     for piece in picture.pieces:
-        assert piece.height == pytest.approx(piece.count * unit)
+        assert piece.height >= bars.LEAST_HEIGHT
         assert piece.y + piece.height == pytest.approx(edges.get(piece.day, picture.bottom))
         edges[piece.day] = piece.y
         assert piece.y >= top.at - 1e-6
         assert picture.left <= piece.x <= piece.x + piece.width <= picture.right
+    for day, counts in named:
+        heights = {piece.kind: piece.height for piece in picture.pieces if piece.day == day}
+        if not heights:
+            continue
+        exact = {kind: counts[kind] * unit for kind in heights}
+        largest = max(exact, key=lambda kind: exact[kind])
+        others = {kind: max(bars.LEAST_HEIGHT, exact[kind]) for kind in exact if kind != largest}
+        assert others == pytest.approx({kind: heights[kind] for kind in others})
+        # The largest gives what the small ones get too much.
+        left = max(bars.LEAST_HEIGHT, sum(exact.values()) - sum(others.values()))
+        assert heights[largest] == pytest.approx(left)
     assert 2 <= len(picture.ticks) <= 6
     assert len(picture.days) <= 9
+    assert [each.text for each in picture.days][-1:] == [day for day, _ in named][-1:]
 
 
 @given(st.integers(1, 400))
 def test_bars_do_not_touch(count: int) -> None:
-    picture = bars.stacked([(str(n), {"a": 1}) for n in range(count)], ["a"])
+    picture = bars.stacked([(str(n), {"deleted": 1}) for n in range(count)])
     for left, right in pairwise(picture.pieces):
         assert left.x + left.width < right.x
 

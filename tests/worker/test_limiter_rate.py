@@ -163,8 +163,11 @@ def test_a_quota_that_is_halved_is_found_in_ten_seconds(
         retry_after_s=retry_after_s,
         spans=[45],
     )
-    assert simulation.used(15, 45, limit / 2) >= (0.95 if retry_after_s else 0.9)
-    assert simulation.refused(15, 45) <= 0.02
+    # A probe in half a minute, and the second of silence that it costs.
+    assert simulation.used(15, 45, limit / 2) >= (AIM - 0.04 if retry_after_s else 0.9)
+    # Two cuts, if need be, each of which takes two refusals where no pause is asked for.
+    late = [call for call in simulation.calls if 15 <= call.at < 45]
+    assert sum(not call.passed for call in late) <= max(4, 0.02 * len(late))
 
 
 @settings(max_examples=15)

@@ -16,10 +16,11 @@ from scheduler.intake.events import Streams
 from scheduler.intake.http import Bounds
 from scheduler.intake.problems import ProblemError
 from scheduler.intake.routes import Routes, route_of
+from scheduler.review.credit import pools
 from scheduler.review.sections import money
 from scheduler.review.web import overview, pages, run_page
 from scheduler.review.web.access import Viewer, admit
-from scheduler.review.web.freed import FreedByRun, pools
+from scheduler.review.web.freed import FreedByRun
 from worker.ledger import RunNotFoundError, RunState, SchemaError
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ HEADERS: Final = {
 """What every answer says besides."""
 BOUNDS: Final = Bounds(answer_s=10)
 LONGEST_QUERY: Final = 200
+UNREADABLE: Final = problems.Kind("run-unreadable", 500, "The run cannot be read")
+"""A newer version made it, or its record is damaged: asking again changes nothing."""
 _TYPES: Final = {
     "style.css": "text/css",
     "live.js": "text/javascript",
@@ -118,7 +121,7 @@ class _Site(Routes):
         self._parts = parts
         self._bounds = parts.bounds
         self.streams = Streams(parts.ledger, _progress, parts.bounds)
-        self._freed = FreedByRun(parts.ledger, parts.prices)
+        self._freed = FreedByRun(parts.redis, parts.ledger, parts.prices)
         folder = files("scheduler.review.web") / "static"
         self._static = {name: (folder / name).read_bytes() for name in _TYPES}
 
@@ -135,7 +138,7 @@ class _Site(Routes):
     def _problem(self, error: Exception) -> Problem | None:
         match error:
             case SchemaError():
-                return problems.Problem(problems.UNAVAILABLE, str(error))
+                return problems.Problem(UNREADABLE, str(error))
             case RunNotFoundError():
                 detail = "there is no such run any more, or it is about projects that are not yours"
                 return problems.Problem(problems.NOT_FOUND, detail)
@@ -296,7 +299,13 @@ class _Site(Routes):
 
 def _progress(run: Run) -> dict[str, Any]:
     """What of a run changes while it is looked at."""
-    return {"state": run.state, "total": run.total, "done": run.done, "counts": dict(run.counts)}
+    return {
+        "state": run.state,
+        "badge": pages.run_state(run),
+        "total": run.total,
+        "done": run.done,
+        "counts": dict(run.counts),
+    }
 
 
 def _html(template: str, *, status: int = 200, headers: Any = None, **values: Any) -> web.Response:

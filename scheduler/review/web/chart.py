@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from scheduler.review import bars
+from scheduler.review.figures import day_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from datetime import date
 
     from scheduler.review.bars import Picture
     from worker.ledger import JobState, Run
@@ -52,13 +54,13 @@ def by_day(runs: Iterable[Run], now_ms: int, *, days: int) -> Chart:
         now_ms: now, in ms since the epoch: the last day is today.
         days: how many days.
     """
-    today = _day(now_ms)
+    today = day_of(now_ms)
     counts: dict[date, Counter[JobState]] = {
         today - timedelta(days=back): Counter() for back in reversed(range(days))
     }
     made: Counter[date] = Counter()
     for run in runs:
-        if (day := _day(run.created_ms)) in counts:
+        if (day := day_of(run.created_ms)) in counts:
             made[day] += 1
             if run.started_ms:  # the jobs of others, such as a dry run's, come to nothing
                 counts[day].update(run.counts)
@@ -67,8 +69,4 @@ def by_day(runs: Iterable[Run], now_ms: int, *, days: int) -> Chart:
         (str(each.day), {str(state): count for state, count in each.counts.items()})
         for each in shown
     ]
-    return Chart(shown, bars.stacked(named, tuple(bars.SIGNS), least=bars.LEAST_HEIGHT))
-
-
-def _day(at_ms: int) -> date:
-    return datetime.fromtimestamp(at_ms / 1000, UTC).date()
+    return Chart(shown, bars.stacked(named))

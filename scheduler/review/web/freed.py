@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Final
 import structlog
 from redis.exceptions import RedisError
 
-from scheduler.review.credit import CLAIMING, frees
+from scheduler.review.credit import CLAIMING, frees, pools
 from scheduler.review.figures import Figures
 from scheduler.review.gathering import add_claims, rivals_of
 from worker.cancellation import cancel
-from worker.ledger import JobState, RunNotFoundError
+from worker.ledger import RunNotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from redis.asyncio import Redis
 
     from scheduler.prices import Prices
     from scheduler.review.report import Freed
@@ -36,11 +38,13 @@ class FreedByRun:
     """What each run freed.
 
     Args:
-        ledger: where the jobs are.
+        redis: a connection that decodes responses.
+        ledger: the ledger in it, where the jobs are.
         prices: what nodes cost; None: not known.
     """
 
-    def __init__(self, ledger: Ledger, prices: Prices | None) -> None:
+    def __init__(self, redis: Redis, ledger: Ledger, prices: Prices | None) -> None:
+        self._redis = redis
         self._ledger = ledger
         self._prices = prices
         self._known: dict[str, Freed] = {}
@@ -64,7 +68,7 @@ class FreedByRun:
         if (known := self._known.get(run.run_id)) is not None:
             return known
         if pools(run) <= AT_ONCE:
-            rivals = await rivals_of(self._ledger, run)
+            rivals = await rivals_of(self._redis, self._ledger, run)
             claims = sum(rival.counts[state] for rival in rivals for state in CLAIMING)
             if pools(run) + claims <= AT_ONCE:
                 return await self._add_up(run, rivals)
@@ -79,7 +83,7 @@ class FreedByRun:
 
     async def _in_background(self, run: Run) -> None:
         try:
-            await self._add_up(run, await rivals_of(self._ledger, run))
+            await self._add_up(run, await rivals_of(self._redis, self._ledger, run))
         except RedisError as error:
             log.warning("redis_unreachable", reason=str(error))
         except RunNotFoundError:
@@ -92,22 +96,13 @@ class FreedByRun:
         figures = Figures({run.run_id} if rivals else ())
         for rival in rivals:
             await add_claims(figures, self._ledger, rival)
-        for state in _freeing(run):
-            async for job in self._ledger.all_jobs(run.run_id, outcome=state):
-                figures.add_job(run, job, job.nodes)
+        for state in CLAIMING:
+            if frees(run, state):
+                async for job in self._ledger.all_jobs(run.run_id, outcome=state):
+                    figures.add_job(run, job, job.nodes)
         freed = figures.report(run.created_ms, run_id=run.run_id, prices=self._prices).freed
         if run.ended:
             while len(self._known) >= REMEMBERED:
                 del self._known[next(iter(self._known))]
             self._known[run.run_id] = freed
         return freed
-
-
-def pools(run: Run) -> int:
-    """How many pools a run has freed: pure."""
-    return sum(run.counts[state] for state in _freeing(run))
-
-
-def _freeing(run: Run) -> list[JobState]:
-    """The states of jobs whose pool counts as gone."""
-    return [state for state in JobState if frees(run, state)]

@@ -1,25 +1,26 @@
-"""Templates, and how what comes from outside is written into them: escaped, and printable."""
+"""Templates, the report's too; what comes from outside is written escaped, and printable."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from scheduler.review.bars import SIGNS
-from worker.modelarts.answers import printable
+from scheduler.review.sections import unread_runs
+from scheduler.review.text import one_line
 
-LONGEST: Final = 4_000
+if TYPE_CHECKING:
+    from worker.ledger import Run
 
 
 def _written(value: Any) -> Any:
     """What an expression in a template becomes before it is escaped."""
-    if isinstance(value, Markup) or not isinstance(value, str):
-        return value
-    return printable(value, LONGEST)
+    # Markup is a text too, one that a template has made.
+    return one_line(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def when(at_ms: int) -> str:
@@ -37,14 +38,15 @@ def grouped(number: int) -> str:
     return f"{number:,}"
 
 
-def counted(number: int, noun: str) -> str:
-    """How many of something there are."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
 def words(name: str) -> str:
     """A state as people say it."""
     return name.replace("_", " ")
+
+
+def run_state(run: Run) -> str:
+    """A run's state, with what else befell it."""
+    befell = ", cancelled" if run.cancelled_ms else ""
+    return f"{run.state}{befell}{', braked' if run.braked_ms and run.state != 'braked' else ''}"
 
 
 def link(path: str, **parameters: Any) -> str:
@@ -62,9 +64,10 @@ _templates = Environment(
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
+    keep_trailing_newline=True,
 )
-_templates.filters.update(when=when, minute=minute, grouped=grouped, counted=counted, words=words)
-_templates.globals.update(link=link, signs=SIGNS)
+_templates.filters.update(when=when, minute=minute, grouped=grouped, words=words)
+_templates.globals.update(link=link, run_state=run_state, signs=SIGNS, unread_runs=unread_runs)
 
 
 def render(template: str, **values: Any) -> str:

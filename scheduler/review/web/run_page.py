@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from scheduler.review.remedies import RECORD_DAMAGED
 from worker.ledger import JobState, RunState, keys
 
 if TYPE_CHECKING:
@@ -122,6 +123,8 @@ def grouped(jobs: Iterable[Job]) -> list[Failures]:
 
 def cause_of(job: Job) -> str:
     """What stands for the cause of a job's failure: pure."""
+    if job.is_damaged:
+        return RECORD_DAMAGED
     if not job.attempts:
         return "no call was made"
     last = job.attempts[-1]

@@ -4,7 +4,7 @@ if run.state ~= 'running' or run.cancelled_ms then return {} end
 local owner, expiry, leased = ARGV[1], NOW + ARGV[2], {}
 for i = 3, #ARGV do
   local n = ARGV[i]
-  local job, record = read(n)
+  local job, record = read(n, redis.call('ZSCORE', SENT, n) and 'pending')
   if job and job.state == 'pending' and (job.due or 0) <= NOW then
     job.owner = owner
     record = move(n, job, 'leased', expiry)

@@ -89,7 +89,7 @@ local function is_sound(job)
   if type(job) ~= 'table' then return false end
   if job.state ~= 'pending' and job.state ~= 'leased' and not OUTCOME[job.state] then return false end
   if job.state == 'leased' and type(job.owner) ~= 'string' then return false end
-  if job.due and (type(job.due) ~= 'number' or job.due == math.huge) then return false end
+  if job.due and not (type(job.due) == 'number' and job.due < math.huge) then return false end
   if not job.attempts then return true end
   if type(job.attempts) ~= 'table' then return false end
   for _, attempt in pairs(job.attempts) do

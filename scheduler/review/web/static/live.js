@@ -12,10 +12,8 @@ function show(run) {
   bar.max = Math.max(1, run.total);
   bar.value = run.done;
   const badge = part("badge").firstElementChild;
-  if (!badge.textContent.startsWith(run.state)) {
-    badge.textContent = run.state;
-    badge.className = `badge r-${run.state}`;
-  }
+  badge.textContent = run.badge;
+  badge.className = `badge r-${run.state}`;
   for (const [state, count] of Object.entries(run.counts)) {
     const item = section.querySelector(`[data-count="${state}"]`);
     item.hidden = count === 0;
