@@ -20,7 +20,7 @@ lint: $(VENV)/installed
 	$(BIN)/mypy --strict
 
 check: $(VENV)/installed
-	$(BIN)/pytest -rs --numprocesses logical --maxprocesses 4 --dist worksteal
+	$(BIN)/pytest -rs --numprocesses 4 --dist worksteal
 
 # A thousand faults on purpose, in ten minutes or so; what it prints replays an episode.
 faults: $(VENV)/installed
