@@ -19,6 +19,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict
 
+# The tests wait more than they work: four at once, even on two cores.
 check: $(VENV)/installed
 	$(BIN)/pytest -rs --numprocesses 4 --dist worksteal
 

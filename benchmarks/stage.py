@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import psutil
+import structlog
 from pydantic import SecretStr
 
 from scheduler.planner import Plan
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
+
+# A line for each of thousands of decisions would bury what is measured.
+structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
 
 SPARE = 2.2
 """So many pools are made for each that is to be deleted: some are prepaid, protected and so on."""

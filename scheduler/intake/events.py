@@ -127,7 +127,7 @@ class Lookout:
             try:
                 view.show(await self._ledger.run(run_id))
             except SchemaError:
-                break  # a newer version has taken it over; asked again, it is another's to answer
+                break  # it is a newer version's by now, or damaged; who asks again is told so
             except RunNotFoundError:
                 view.show(None)
             except RedisError:

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 from scheduler.intake.desk import NotAllowedError
 from scheduler.intake.request import RequestError
 from scheduler.intake.requests import KeyReusedError
-from worker.ledger import RunNotFoundError, SchemaError
+from worker.ledger import DamagedRunError, RunNotFoundError, SchemaError
 from worker.modelarts.answers import printable
 
 if TYPE_CHECKING:
@@ -163,6 +163,8 @@ def problem_of(error: BaseException) -> Problem | None:
             return Problem(INVALID, str(error), error.faults)
         case KeyReusedError():
             return Problem(KEY_REUSED, str(error))
+        case DamagedRunError():
+            return None
         case SchemaError():
             detail = "a newer version decides here; the same request may be sent again"
             return Problem(UNAVAILABLE, detail, headers=retry_after(RETRY_S))

@@ -20,7 +20,7 @@ from scheduler.intake.problems import KINDS, Kind, Problem, problem_of, retry_af
 from scheduler.intake.request import LARGEST, Fault, RequestError
 from scheduler.intake.requests import KeyReusedError
 from tests.intake.api import Api, body, serving
-from worker.ledger import RunNotFoundError
+from worker.ledger import DamagedRunError, RunNotFoundError, SchemaError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -44,6 +44,7 @@ QUICK = Bounds(body_s=0.3, answer_s=5, idle_s=0.5)
         (RequestError([Fault("/targets", "no")]), problems.INVALID),
         (KeyReusedError(), problems.KEY_REUSED),
         (RunNotFoundError("x"), problems.NOT_FOUND),
+        (SchemaError.of_run("x", "9"), problems.UNAVAILABLE),
         (redis.exceptions.ConnectionError("10.0.0.7:6379"), problems.UNAVAILABLE),
         (TimeoutError(), problems.UNAVAILABLE),
     ],
@@ -56,6 +57,7 @@ def test_an_error_that_is_foreseen_means_a_problem(error: Exception, kind: Kind)
 
 def test_an_error_that_nobody_foresaw_means_none() -> None:
     assert problem_of(ZeroDivisionError()) is None
+    assert problem_of(DamagedRunError("x", KeyError("total"))) is None
 
 
 def test_what_redis_says_is_not_passed_on() -> None:

@@ -12,6 +12,7 @@ from tests.ledger import conftest
 from tests.ledger.conftest import ENDPOINT, PROJECT, jobs, new
 from worker.ledger import (
     Attempt,
+    DamagedRunError,
     JobState,
     Kept,
     Ledger,
@@ -175,7 +176,7 @@ async def test_a_damaged_run_is_left_alone_and_the_others_go_on(
     (told,) = logs
     assert (told["event"], told["run_id"]) == ("run_left_alone", damaged)
     assert "is damaged" in told["reason"]
-    with pytest.raises(RunNotFoundError, match="damaged"):
+    with pytest.raises(DamagedRunError, match="damaged"):
         await ledger.run(damaged)
 
 

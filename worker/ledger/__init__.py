@@ -14,11 +14,12 @@ from worker.ledger.records import (
     Source,
     new_run_id,
 )
-from worker.ledger.schema import RunNotFoundError, SchemaError
+from worker.ledger.schema import DamagedRunError, RunNotFoundError, SchemaError
 
 __all__ = [
     "HALF_MADE_S",
     "Attempt",
+    "DamagedRunError",
     "Job",
     "JobState",
     "Kept",

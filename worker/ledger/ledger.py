@@ -73,8 +73,8 @@ return {{ steps(), damaged }}
 class Ledger:
     """Runs, jobs and attempts in Redis.
 
-    Everything about one run raises a SchemaError if a newer version made that run; nothing is read
-    of it or changed then.
+    Everything about one run raises a SchemaError if a newer version made that run, or its record is
+    damaged; nothing is read of it or changed then.
 
     Args:
         redis: a connection that decodes responses.

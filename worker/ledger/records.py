@@ -77,7 +77,10 @@ _NOT_PRINTABLE = re.compile(r"[^ -~]")
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One DELETE call, or the mark of a lost worker (status 0, code `lease_expired`).
+    """One DELETE call, a read before it that failed, or a mark of what came to no call.
+
+    A read's code begins with `GET`. A mark has status 0: `lease_expired` of a lost worker,
+    `cut_short` of one that was stopped, `sign_in_failed`, or the name of an internal error.
 
     Attributes:
         at_ms: when it was answered, in ms since the epoch.
@@ -442,7 +445,7 @@ class Run:
         try:
             return cls._parse(run_id, fields)
         except (KeyError, ValueError) as error:
-            raise schema.SchemaError.of_damaged(run_id, error) from None
+            raise schema.DamagedRunError(run_id, error) from None
 
     @classmethod
     def _parse(cls, run_id: str, fields: dict[str, str]) -> Run:

@@ -53,12 +53,14 @@ class SchemaError(RunNotFoundError):
         """A run is a newer version's."""
         return cls(f"Run {run_id!r}", found)
 
-    @classmethod
-    def of_damaged(cls, run_id: str, why: Exception) -> SchemaError:
-        """A run has a form that no version writes."""
-        error = cls.of_run(run_id, "unknown")
-        error.args = (f"Run {run_id!r} cannot be read, its record is damaged: {why!r:.200}.",)
-        return error
+
+class DamagedRunError(SchemaError):
+    """A run has a form that no version writes."""
+
+    def __init__(self, run_id: str, why: Exception) -> None:
+        LookupError.__init__(
+            self, f"Run {run_id!r} cannot be read, its record is damaged: {why!r:.200}."
+        )
 
 
 def is_newer(found: str) -> bool:
