@@ -28,6 +28,8 @@ local EASE = 0.97
 local NEWS = 0.9
 -- A refusal speaks of a second's calls: quotas are given in calls a second.
 local SAMPLE_MS = 1000
+-- A worker reserves no farther ahead.
+local FEW_MS = 100
 -- One refusal in so long, with the rate at the limit, is no more than a call that came early.
 local STRAY_MS = 60000
 -- Seconds in which the rate doubles up to the plateau, and in which it comes from there to the limit
@@ -78,6 +80,9 @@ if ARGV[1] == 'throttle' then
   local resumed = now + pause
   -- What was sent before the last cut says nothing of the rate after it.
   if sent_at >= since then
+    -- The slots that other workers hold are still used: of these, the second that is looked at next
+    -- is to be free, but for the last few.
+    if pause > 0 then resumed = math.max(resumed, tat - interval + SAMPLE_MS - FEW_MS) end
     refused = refused + 1
     local seconds = (sent_at - since) / SAMPLE_MS
     -- Slots that were reserved but come after it say nothing.

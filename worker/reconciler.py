@@ -184,18 +184,7 @@ class Reconciler:
             log.warning("redis_unreachable", reason=str(error))
         except RunNotFoundError as error:  # lost since
             log.warning("run_lost", run_id=run.run_id, reason=str(error))
-        log.info(
-            "run_ended",
-            run_id=run.run_id,
-            state=run.state,
-            source=run.source,
-            policy=run.policy,
-            total=run.total,
-            counts={state: count for state, count in run.counts.items() if count},
-            note=run.note,
-            started_ms=run.started_ms,
-            finished_ms=run.finished_ms,
-        )
+        log.info("run_ended", **run.told())
 
     async def _tell_jobs(self, run: Run) -> None:
         """Log the ends of those of a run's jobs that ended in the ledger and in no worker.

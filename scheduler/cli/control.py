@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import re
 from typing import Annotated
 
 import typer
@@ -12,8 +12,10 @@ from scheduler.cli.errors import UsageError
 from scheduler.cli.projects import project_id
 from scheduler.cli.session import open_ledger, requester, say
 from worker import pause as pauses
-from worker.modelarts.names import validate_project_id
 from worker.settings import settings
+
+ID = re.compile(r"[0-9a-f]{32}")
+"""What can be no name. Source: the API document, the path parameter `project_id`."""
 
 Scope = Annotated[
     str | None,
@@ -45,9 +47,9 @@ def cancel(run: Annotated[str, typer.Argument(metavar="RUN", help="The run's id.
 def _scope(project: str | None) -> str:
     if project is None:
         return pauses.EVERYTHING
-    # Stopping must depend on no file, nor wait for what takes a while to load.
-    with contextlib.suppress(ValueError):
-        return validate_project_id(project)
+    # Stopping must depend on no file, nor wait for what takes a while to load; only a name does.
+    if ID.fullmatch(project):
+        return project
     from worker.projects import Directory
 
     return project_id(Directory.of(settings()), project)

@@ -60,18 +60,7 @@ async def see_through(ledger: Ledger, run: Run, attendance: Attendance) -> Run:
         await attendance.leave(await ledger.run(run.run_id))
         raise
     # Also told by the worker, unless that is this command's own and stops with it.
-    log.info(
-        "run_ended",
-        run_id=ended.run_id,
-        state=ended.state,
-        source=ended.source,
-        policy=ended.policy,
-        total=ended.total,
-        counts={state: count for state, count in ended.counts.items() if count},
-        note=ended.note,
-        started_ms=ended.started_ms,
-        finished_ms=ended.finished_ms,
-    )
+    log.info("run_ended", **ended.told())
     await show_end(ledger, ended)
     if ended.counts[JobState.FAILED]:
         say(f"Try them again:  poolsweep retry {run.run_id}")

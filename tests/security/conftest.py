@@ -49,6 +49,9 @@ if TYPE_CHECKING:
 ROOT: Final = Path(__file__).parents[2]
 CONFINED: Final = Path(__file__).with_name("confined.py")
 NOWHERE: Final = Path("/nonexistent")
+"""The home of the image's user, where nothing can be written."""
+NO_HOME: Final = Path("/proc/nonexistent")
+"""The same for who is root here, and could make the other."""
 ACL_FILE: Final = ROOT / "examples" / "redis-users.acl"
 PLACEHOLDER: Final = "CHANGE-THIS-PASSWORD"
 EVIL: Final = (
@@ -264,7 +267,7 @@ class Scene:
         }
         return {
             **{f"POOLSWEEP_{name}": value for name, value in ours.items()},
-            "HOME": str(NOWHERE),
+            "HOME": str(NO_HOME),
             "TMPDIR": str(self.folder / "tmp"),
             "CLOUD_TOKEN": secrets.token,
             "CHANNEL_URL": f"http://{self.receiver.host}/{secrets.channel}",

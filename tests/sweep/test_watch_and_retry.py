@@ -303,7 +303,7 @@ def test_a_job_whose_record_is_damaged_is_not_tried_again_and_keeps_no_other_fro
     run_id = failed_run(ann, project, *broken)
     ann.ask(lambda redis: redis.hset(keys.jobs(run_id), "0", "no record"))
     preview = ann.run("retry", run_id)
-    assert preview.code == 0
+    assert preview.code == FAILURES
     assert "Left out, since their records are damaged: 1 jobs." in preview.err
     assert "1 to delete, 0 to keep, 0 not there" in preview.out
     ann.ask(lambda redis: redis.hset(keys.jobs(run_id), "1", "no record"))

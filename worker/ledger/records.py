@@ -432,6 +432,20 @@ class Run:
         """Whether nothing more will happen to it."""
         return self.state not in {RunState.QUEUED, RunState.CREATING, RunState.RUNNING}
 
+    def told(self) -> dict[str, Any]:
+        """What a log line says of it when it has ended: times in ms, as in the ledger."""
+        return {
+            "run_id": self.run_id,
+            "state": self.state,
+            "source": self.source,
+            "policy": self.policy,
+            "total": self.total,
+            "counts": {state: count for state, count in self.counts.items() if count},
+            "note": self.note,
+            "started_ms": self.started_ms,
+            "finished_ms": self.finished_ms,
+        }
+
     @classmethod
     def parse(cls, run_id: str, fields: dict[str, str]) -> Run:
         """Read a run's hash.
