@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 
 from tests.worker.conftest import Runs, environment, settings_for
 from worker.ledger import keys
-from worker.limiter import PATIENCE_S, Limiter, LongWaitError, Quota, Slots
+from worker.limiter import AIM, LATENESS_S, PATIENCE_S, Limiter, LongWaitError, Quota, Slots
 from worker.retry import MAX_PAUSE_S
 
 if TYPE_CHECKING:
@@ -141,6 +141,24 @@ async def test_an_idle_project_earns_a_burst_and_no_more(
     await asyncio.gather(*(one.permit(project) for _ in range(6)))
     # Four at once, and two more a tenth of a second apart.
     assert await server_ms(redis) - before >= 150
+
+
+async def test_a_call_that_goes_out_late_puts_off_those_after_it_once(
+    limiter: Callable[..., Limiter], project: str
+) -> None:
+    one, rate = limiter(rate=20), 20 * AIM
+    waiting = [asyncio.create_task(one.permit(project)) for _ in range(6)]
+    first = await waiting[0]
+    assert first is not None
+    loop = asyncio.get_running_loop()
+    await asyncio.sleep(first.at + 0.04 - loop.time())
+    for _ in range(3):  # whoever else waited for the same has put them off already
+        one.used(project, first)
+    late = loop.time() - first.at
+    *_, last = await asyncio.gather(*waiting)
+    assert last is not None
+    assert last.put_off - first.put_off == pytest.approx(late - LATENESS_S, abs=0.01)
+    assert last.at - first.at >= 5 / rate + late - LATENESS_S - 0.01
 
 
 async def test_calls_go_first_come_first_served_but_for_urgent_ones(
