@@ -92,6 +92,21 @@ async def _value(redis: Redis, key: Any) -> Any:
             raise AssertionError(f"{key!r} is a {other!r}")
 
 
+def test_a_project_is_paused_by_its_id_whatever_the_files_say(
+    dan: Operator, south: Sandbox, tmp_path: Path
+) -> None:
+    project = south.project().project
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("projects: [broken")
+    for command, told in (("pause", f"Project {project} is paused"), ("resume", "Nothing is")):
+        ended = dan.run(command, "--project", project, PROJECTS_FILE=str(broken))
+        assert (ended.code, ended.err) == (0, "")
+        assert told in ended.out
+    named = dan.run("pause", "--project", "south", PROJECTS_FILE=str(broken))
+    assert named.code == 2
+    assert "broken.yaml" in named.err
+
+
 def test_a_project_is_paused_and_its_pools_are_kept_by_its_name_in_the_file(
     dan: Operator, north: Sandbox, south: Sandbox
 ) -> None:
