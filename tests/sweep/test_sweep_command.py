@@ -202,6 +202,7 @@ def test_a_pool_that_changes_between_the_plan_and_its_call_is_skipped(
     path = ann.writes({"lab": project}, expired=FITTING)
     paused = ann.run("pause", "--project", project.project, "--reason", "a look at it")
     assert f"Project {project.project} is paused by" in paused.out
+    ann.pauses(project)  # and every worker has seen it
     started = ann.run("sweep", path, "--yes", "--detach")
     assert started.code == 0, started.err
     run_id = started.lines[-1]
