@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 import pytest
 from redis.asyncio import Redis
 
-from worker.ledger import Ledger, NewJob, NewRun, Source, keys, new_run_id
+from worker.ledger import JobState, Ledger, NewJob, NewRun, Source, keys, new_run_id
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -59,6 +59,17 @@ async def running(ledger: Ledger, count: int, *, maker: str = "", **terms: Unpac
     run_id = await begun(ledger, count, maker=maker, **terms)
     assert await ledger.start(run_id, count, maker=maker)
     return run_id
+
+
+async def check(ledger: Ledger, run_id: str) -> None:
+    """The counts are those of the jobs, and each job is in one index."""
+    run, everything = await ledger.run(run_id), await ledger.jobs(run_id)
+    assert len(everything) == run.total == sum(run.counts.values())
+    for state in JobState:
+        numbers = [job.number for job in everything if job.state is state]
+        assert run.counts[state] == len(numbers)
+        listed = await ledger.jobs(run_id, outcome=state)
+        assert sorted(job.number for job in listed) == numbers
 
 
 async def damage(redis: Redis, run_id: str, number: int, record: str | bytes | None) -> None:

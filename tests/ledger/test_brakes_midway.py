@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 import pytest
 
 from tests.conftest import until
+from tests.ledger.conftest import check
 from worker.ledger import (
     Attempt,
     JobState,
@@ -67,17 +68,6 @@ async def end(ledger: Ledger, run_id: str, numbers: Iterable[int], state: JobSta
     moves = [Move(n, JobState.LEASED, state, "me", CALL, "because") for n in numbers]
     assert await ledger.record(run_id, moves) == [True] * len(moves)
     return await ledger.run(run_id)
-
-
-async def check(ledger: Ledger, run_id: str) -> None:
-    """The counts are those of the jobs, and each job is in one index."""
-    run, everything = await ledger.run(run_id), await ledger.jobs(run_id)
-    assert len(everything) == run.total == sum(run.counts.values())
-    for state in JobState:
-        numbers = [job.number for job in everything if job.state is state]
-        assert run.counts[state] == len(numbers)
-        listed = await ledger.jobs(run_id, outcome=state)
-        assert sorted(job.number for job in listed) == numbers
 
 
 # Too many failures

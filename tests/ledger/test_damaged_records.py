@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 from structlog.testing import capture_logs
 
-from tests.ledger.conftest import PROJECT, begun, damage, running
+from tests.ledger.conftest import PROJECT, begun, check, damage, running
 from worker.ledger import Attempt, Job, JobState, Kept, Ledger, Move, RunState, keys
 
 if TYPE_CHECKING:
@@ -230,17 +230,6 @@ async def test_a_damaged_record_ends_its_own_job_and_harms_no_other(
     run = await ledger.run(run_id)
     assert (run.state, run.done) == (RunState.FINISHED, 3)
     await check(ledger, run_id)
-
-
-async def check(ledger: Ledger, run_id: str) -> None:
-    """The counts are those of the jobs, and each job is in one index."""
-    run, everything = await ledger.run(run_id), await ledger.jobs(run_id)
-    assert len(everything) == run.total == sum(run.counts.values())
-    for state in JobState:
-        numbers = [job.number for job in everything if job.state is state]
-        assert run.counts[state] == len(numbers)
-        listed = await ledger.jobs(run_id, outcome=state)
-        assert sorted(job.number for job in listed) == numbers
 
 
 @pytest.mark.parametrize("said", [state for state in JobState if state is not JobState.LEASED])
