@@ -332,15 +332,20 @@ class _Task:
             self._permit = await deleter._limiter.permit(job.project_id, patient=False)
             self._turn = asyncio.get_running_loop().time()
             return None
-        waited = False
+        self._permit, waited = None, False
         for _ in range(MOST_LOOKS):
-            sight = await deleter._inventory.look(job.project_id, job.pool_name, alone=self._alone)
+            sight = await deleter._inventory.look(
+                job.project_id, job.pool_name, alone=self._alone, has_turn=waited
+            )
             if end := judge(job, sight.pool):
                 return end
             # Having waited its turn once, a job whose sight grew old meanwhile goes to the front.
-            permit = await deleter._limiter.permit(job.project_id, urgent=waited, patient=False)
-            # Behind the look at its nodes every call comes late, and so none comes closer.
-            self._permit = None if job.check_nodes else permit
+            self._permit = await deleter._limiter.permit(
+                job.project_id, urgent=waited, patient=False
+            )
+            if not (waited or self._alone) and deleter._inventory.is_list_due(job.project_id):
+                waited = True  # and its turn goes to the list that all others need soon, too
+                continue
             if end := await self._nodes_in_the_way():
                 return end
             self._turn = asyncio.get_running_loop().time()
@@ -358,7 +363,7 @@ class _Task:
         deleter, job = self._deleter, self._job
         if not job.check_nodes:
             return None
-        await deleter._limiter.permit(job.project_id, urgent=True, patient=False)
+        # The turn that was waited for is this call's; the DELETE has the next one.
         try:
             nodes = await deleter._client.list_nodes(job.project_id, job.pool_name)
         except ApiError as error:
@@ -369,13 +374,17 @@ class _Task:
             if await deleter._client.show_pool(job.project_id, job.pool_name) is not None:
                 raise
             return judge(job, None)
-        why = nodes_obstacle(nodes)
-        return (JobState.SKIPPED, why) if why else None
+        if why := nodes_obstacle(nodes):
+            return JobState.SKIPPED, why
+        self._permit = await deleter._limiter.permit(job.project_id, urgent=True, patient=False)
+        return None
 
     async def _call(self, admission: Admission) -> Answer:
         answer = await self._deleter._client.delete_pool(
             self._job.project_id, self._job.pool_name, before=lambda: self._check(admission)
         )
+        if self._permit is not None:
+            self._permit.answered(answer.duration_s)
         self._is_news = True
         admission.report(ok=is_well(answer))
         return answer
@@ -391,7 +400,7 @@ class _Task:
         if is_late or (self._sight is not None and not inventory.is_fresh(self._sight)):
             raise _TurnMissedError
         if self._permit is not None:
-            self._deleter._limiter.used(self._job.project_id, self._permit)
+            self._permit.sent()
         self._lease.calling[number] = time.time_ns() // 1_000_000
 
     async def _handle(self, attempt: Attempt, verdict: Verdict) -> bool:
@@ -400,10 +409,9 @@ class _Task:
             return await self._settle(attempt, verdict)
         # All slow down at once, and yet the record does not depend on it.
         limiter, project_id = self._deleter._limiter, self._job.project_id
+        ago_s = self._permit.due_ago_s if self._permit else attempt.duration_ms / 1000
         throttling = asyncio.create_task(
-            limiter.throttled(
-                project_id, verdict.retry_after_s, sent_ago_s=attempt.duration_ms / 1000
-            )
+            limiter.throttled(project_id, verdict.retry_after_s, sent_ago_s=ago_s)
         )
         try:
             return await self._settle(attempt, verdict)

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 FEW = 3
 """Up to this many pools of a project are read one by one, rather than all by a list."""
 
-JITTER = 0.3
-"""A list is read anew up to this share of its time earlier, so that workers do not read in step."""
+RENEWED_FROM, RENEWED_UNTIL = 0.6, 0.85
+"""A list is read anew at a random share of its time, so that workers do not read in step, and early
+enough for no job's turn to come when there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +45,9 @@ class Sight:
 class _Listing:
     """The pools of a project at a moment; each is read only when somebody looks at it."""
 
-    def __init__(self, listed: list[ListedPool], at: float, good_until: float) -> None:
+    def __init__(self, listed: list[ListedPool], at: float, renew_at: float) -> None:
         self.at = at
-        self.good_until = good_until
+        self.renew_at = renew_at
         self._unread = {each.name: each for each in listed if each.name}
         self._pools: dict[str, Pool] = {}
 
@@ -76,15 +77,26 @@ class Inventory:
 
     def is_fresh(self, sight: Sight) -> bool:
         """Whether a sight may still be decided on."""
-        return asyncio.get_running_loop().time() - sight.at <= self._max_age_s
+        return self._age_s(sight.at) <= self._max_age_s
 
     def known(self, project_id: str, pool_name: str) -> Sight | None:
         """A sight that is fresh and needs no call; None: there is none."""
-        listing = self._fresh_list(project_id)
+        listing = self._list_of(project_id)
         pool = listing.find(pool_name) if listing else None
         return Sight(pool, listing.at) if listing and pool else None
 
-    async def look(self, project_id: str, pool_name: str, *, alone: bool) -> Sight:
+    def is_list_due(self, project_id: str) -> bool:
+        """Whether a project's list is to be read anew, and nobody does so yet."""
+        listing = self._listings.get(project_id)
+        return (
+            listing is not None
+            and self._age_s(listing.renew_at) > 0
+            and project_id not in self._reading
+        )
+
+    async def look(
+        self, project_id: str, pool_name: str, *, alone: bool, has_turn: bool = False
+    ) -> Sight:
         """A fresh sight of one pool.
 
         Args:
@@ -92,38 +104,46 @@ class Inventory:
             pool_name: its id.
             alone: whether few other pools of the project will be asked for, so that reading
                 just this one is cheaper than listing all.
+            has_turn: whether a call may be made at once.
 
         Raises:
             ApiError: the cloud does not answer the question.
             LongWaitError: it wants to be left alone for a while.
         """
-        if not alone and not self._fresh_list(project_id):
-            await self._shared_list(project_id)
+        if not alone and (self._list_of(project_id) is None or self.is_list_due(project_id)):
+            await self._shared_list(project_id, has_turn=has_turn)
+            has_turn = False
         if sight := self.known(project_id, pool_name):
             return sight
         # A pool that a list does not show may be hidden rather than gone: only its own 404 counts.
         # A list that takes longer than it is trusted is of no use.
-        await self._limiter.permit(project_id, urgent=True, patient=False)
+        if not has_turn:
+            await self._limiter.permit(project_id, urgent=True, patient=False)
         at = asyncio.get_running_loop().time()
         return Sight(await self._client.show_pool(project_id, pool_name), at)
 
-    def _fresh_list(self, project_id: str) -> _Listing | None:
-        listing = self._listings.get(project_id)
-        now = asyncio.get_running_loop().time()
-        return listing if listing and now <= listing.good_until else None
+    def _age_s(self, at: float) -> float:
+        return asyncio.get_running_loop().time() - at
 
-    async def _shared_list(self, project_id: str) -> None:
+    def _list_of(self, project_id: str) -> _Listing | None:
+        """The list that may still be decided on."""
+        listing = self._listings.get(project_id)
+        return listing if listing and self._age_s(listing.at) <= self._max_age_s else None
+
+    async def _shared_list(self, project_id: str, *, has_turn: bool) -> None:
         """One call for all that want a list at the same time, whether it succeeds or fails."""
         reading = self._reading.get(project_id)
         if reading is None:
-            reading = self._reading[project_id] = asyncio.create_task(self._list(project_id))
+            reading = asyncio.create_task(self._list(project_id, has_turn=has_turn))
+            self._reading[project_id] = reading
             reading.add_done_callback(lambda _: self._reading.pop(project_id))
         # A job that is cancelled must not take the others' list with it.
         await asyncio.shield(reading)
 
-    async def _list(self, project_id: str) -> None:
-        await self._limiter.permit(project_id, urgent=True, patient=False)
+    async def _list(self, project_id: str, *, has_turn: bool) -> None:
+        if not has_turn:
+            await self._limiter.permit(project_id, urgent=True, patient=False)
         at = asyncio.get_running_loop().time()
         listed = await self._client.list_unread(project_id)
-        good_until = at + self._max_age_s * random.uniform(1 - JITTER, 1)  # noqa: S311
-        self._listings[project_id] = _Listing(listed, at, good_until)
+        share = random.uniform(RENEWED_FROM, RENEWED_UNTIL)  # noqa: S311
+        self._listings[project_id] = _Listing(listed, at, at + share * self._max_age_s)

@@ -11,14 +11,24 @@
 --                       limit was reached again
 --   hold                s that the plateau is kept before more is tried
 --   stray               ms of the last refusal at the limit that led to no cut
--- ARGV: 'reserve', limit (calls/s), burst, permits, ms that a reservation reaches at most, ms ahead
---         from which on nothing is reserved, ms by which the caller's last slots were used late
---       'try', limit (calls/s), burst
---       'throttle', limit (calls/s), ms to pause, ms since the refused call was sent, aim (share of
---         what the cloud bears that is made use of)
--- Returns for 'reserve': ms until the first slot (negative: it has passed), ms between slots, how
--- many slots; for 'try': 0 if a slot was free and is taken, else ms until one is; for 'throttle':
--- ms until the next slot, ms between slots; all as text, since numbers would lose their fraction.
+--   slot, void          number of the next free slot, and of the first that no pause took back
+--   looked, later       slots given since it was last seen whether all come later than they are
+--                       due, and ms by which the most punctual of them does
+-- KEYS[2]: HASH
+--   number of a slot -> ms before which the slot a second's calls after it may not come, since it was
+--                       used late
+-- ARGV: 'reserve', limit (calls/s), aim (share of what the cloud bears that is made use of), burst,
+--         permits, ms that a reservation reaches at most, ms ahead from which on nothing is reserved
+--       'try', limit (calls/s), aim, burst
+--       'late', limit (calls/s), aim, ms that a reservation reaches at most, number of a slot, ms
+--         before which the one a second's calls after it may not come, number ...
+--       'check', limit (calls/s), aim, number of a slot that was reserved longer ago
+--       'throttle', limit (calls/s), aim, ms to pause, ms since the refused call's slot, ms that a
+--         reservation reaches at most
+-- Returns for 'reserve': the clock, when the first slot is due, ms between slots, how many slots, the
+-- number of the first, and for each that comes later than it is due: how many are due before it, when
+-- it comes; for 'check': 'void', or ms before which it may not come; for 'try': 0 if a slot was free and is taken, else ms until one is; for 'throttle': ms
+-- until the next slot, ms between slots; all as text, since numbers would lose their fraction.
 
 -- What a closed door leaves of the rate, and what a measured cut leaves at least; and of the limit.
 local CUT, LEAST, FLOOR = 0.5, 0.25, 0.02
@@ -28,8 +38,8 @@ local EASE = 0.97
 local NEWS = 0.9
 -- A refusal speaks of a second's calls: quotas are given in calls a second.
 local SAMPLE_MS = 1000
--- A worker reserves no farther ahead.
-local FEW_MS = 100
+-- Of fewer calls a second, half a one more or less is worth a try.
+local FEW = 5
 -- One refusal in so long, with the rate at the limit, is no more than a call that came early.
 local STRAY_MS = 60000
 -- Seconds in which the rate doubles up to the plateau, and in which it comes from there to the limit
@@ -41,9 +51,9 @@ local LEAST_HOLD_S, MOST_HOLD_S = 20, 60
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + time[2] / 1000
-local limit = tonumber(ARGV[2])
+local limit, aim = tonumber(ARGV[2]), tonumber(ARGV[3])
 local state = redis.call('HMGET', KEYS[1], 'tat', 'at', 'since', 'sent', 'refused', 'rate',
-  'plateau', 'cut', 'stray', 'hold')
+  'plateau', 'cut', 'stray', 'hold', 'slot', 'looked', 'later', 'void')
 -- When the clock was set back, what lies ahead goes back with it.
 local back = math.max(0, tonumber(state[2] or now) - now)
 local tat = tonumber(state[1] or 0) - back
@@ -54,6 +64,9 @@ local plateau = math.min(limit, tonumber(state[7] or limit))
 local cut = state[8] and tonumber(state[8]) - back
 local stray = tonumber(state[9] or 0) - back
 local hold = tonumber(state[10] or LEAST_HOLD_S)
+local slot = tonumber(state[11] or 0)
+local void = tonumber(state[14] or 0)
+local looked, later = tonumber(state[12] or 0), tonumber(state[13] or math.huge)
 
 local rate, is_probe = limit, false
 if cut then
@@ -72,17 +85,40 @@ local function start_anew(at)
 end
 
 local interval = 1000 / rate
+-- So many calls later a second has passed; where they are no whole number, what makes them whole.
+local second = math.max(1, math.floor(rate / aim + 0.001))
+if ARGV[1] == 'late' then
+  for i = 5, #ARGV - 1, 2 do
+    -- If that one is given away by now, whoever has it for long looks here again before it is used.
+    local is_open = ARGV[i] + second >= slot or interval > tonumber(ARGV[4])
+    if is_open and tonumber(ARGV[i + 1]) > now then
+      redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1])
+    end
+  end
+  redis.call('PEXPIRE', KEYS[2], math.ceil(2 * second * interval))
+  return {}
+elseif ARGV[1] == 'check' then
+  if tonumber(ARGV[4]) < void then return { 'void' } end
+  local before = string.format('%.0f', ARGV[4] - second)
+  local earliest = redis.call('HGET', KEYS[2], before) or '0'
+  redis.call('HDEL', KEYS[2], before)
+  return { earliest }
+end
+
 -- An idle time earns at most a burst of slots that have passed already.
 local earned = 0
 local answer
 if ARGV[1] == 'throttle' then
-  local pause, sent_at = tonumber(ARGV[3]), now - ARGV[4]
-  local resumed = now + pause
+  local pause, sent_at = tonumber(ARGV[4]), now - ARGV[5]
+  local resumed = now
+  if pause > 0 then
+    -- What other workers have reserved for now is still used: a second later none of it counts.
+    local last = math.min(tat - interval, now + ARGV[6])
+    resumed = math.max(now + pause, last + SAMPLE_MS)
+    void = slot
+  end
   -- What was sent before the last cut says nothing of the rate after it.
-  if sent_at >= since then
-    -- The slots that other workers hold are still used: of these, the second that is looked at next
-    -- is to be free, but for the last few.
-    if pause > 0 then resumed = math.max(resumed, tat - interval + SAMPLE_MS - FEW_MS) end
+  if sent_at >= since - interval / 2 then
     refused = refused + 1
     local seconds = (sent_at - since) / SAMPLE_MS
     -- Slots that were reserved but come after it say nothing.
@@ -91,14 +127,19 @@ if ARGV[1] == 'throttle' then
     if pause > 0 or (seconds >= 1 and (closed or refused > 1)) then
       -- What was borne: the share that was not refused, but for one that may be a stray; or as many
       -- calls as a second's quota had room for, when it ran out sooner.
-      local borne = closed and 0 or math.min(1, seconds, 1 - (refused - 1) / asked)
-      if borne == 1 and not cut and now - stray > STRAY_MS then
+      local borne = closed and 0 or 1 - (refused - 1) / asked
+      if not closed and seconds < 1 then
+        local passed = asked - refused
+        if passed < FEW and passed + 0.5 < NEWS * rate / aim then passed = passed + 0.5 end
+        borne = math.min(borne, passed / rate)
+      end
+      if not cut and now - stray > STRAY_MS and (borne == 1 or (pause > 0 and not closed)) then
         stray = now
       else
         if closed then
           base = rate * CUT
         else
-          base = rate * (borne < 1 and math.max(LEAST, borne * ARGV[5]) or EASE)
+          base = rate * (borne < 1 and math.max(LEAST, borne * aim) or EASE)
           hold = math.min(MOST_HOLD_S, 2 * hold)
           if is_probe then
             -- Between what was borne all the while and what was refused just now.
@@ -112,28 +153,44 @@ if ARGV[1] == 'throttle' then
         plateau = math.max(base, plateau)
         cut = resumed
         interval = 1000 / base
+        redis.call('DEL', KEYS[2])
       end
       -- Until a second is over, calls are refused for what went before; and slots that others have
       -- reserved by now are not counted any more, nor what becomes of them.
-      start_anew(closed and resumed or math.max(tat, now + math.max(pause, SAMPLE_MS)))
+      start_anew((closed or pause > 0) and resumed or math.max(tat, now + SAMPLE_MS))
     end
   end
   if pause > 0 and resumed > since then start_anew(resumed) end
   tat = math.max(tat, resumed)
   answer = { string.format('%.3f', tat - now), string.format('%.6f', interval) }
 else
-  earned = (ARGV[3] - 1) * interval
+  earned = (ARGV[4] - 1) * interval
   if tat < now - earned - SAMPLE_MS then start_anew(now) end
-  local put_off = ARGV[1] == 'reserve' and tonumber(ARGV[7]) or 0
-  tat = math.max(tat + put_off, now - earned)
-  local permits = 0
+  tat = math.max(tat, now - earned)
+  local permits, put_off = 0, 0
   if ARGV[1] == 'reserve' then
-    if tat - now <= tonumber(ARGV[6]) then
-      permits = math.max(1, math.min(tonumber(ARGV[4]), math.floor(ARGV[5] / interval)))
+    if tat - now <= tonumber(ARGV[7]) then
+      permits = math.max(1, math.min(tonumber(ARGV[5]), math.floor(ARGV[6] / interval)))
     end
     answer = {
-      string.format('%.3f', tat - now), string.format('%.6f', interval), tostring(permits),
+      string.format('%.3f', now), string.format('%.3f', tat), string.format('%.6f', interval),
+      tostring(permits), string.format('%.0f', slot),
     }
+    local before = {}
+    for i = 1, permits do before[i] = string.format('%.0f', slot + i - 1 - second) end
+    for i, earliest in ipairs(permits > 0 and redis.call('HMGET', KEYS[2], unpack(before)) or {}) do
+      local wait = math.max(0, tonumber(earliest or 0) - tat - (i - 1) * interval)
+      if wait > 0 then
+        table.insert(answer, tostring(i - 1))
+        table.insert(answer, earliest)
+      end
+      if earliest then redis.call('HDEL', KEYS[2], before[i]) end
+      looked, later = looked + 1, math.min(later, wait)
+    end
+    -- What is later in all of a second's slots is no single call's lateness.
+    if looked >= second then
+      put_off, looked, later = later, 0, math.huge
+    end
   elseif tat <= now then
     permits = 1
     answer = { '0' }
@@ -142,12 +199,15 @@ else
     answer = { string.format('%.3f', math.max(0.001, tat - now)) }
   end
   if tat >= since then sent = sent + permits end
-  tat = tat + permits * interval
+  slot = slot + permits
+  tat = tat + permits * interval + put_off
 end
 
 redis.call('HSET', KEYS[1], 'tat', string.format('%.3f', tat), 'at', string.format('%.3f', now),
   'since', string.format('%.3f', since), 'sent', sent, 'refused', refused,
-  'stray', string.format('%.3f', stray), 'hold', hold)
+  'stray', string.format('%.3f', stray), 'hold', hold, 'slot', string.format('%.0f', slot),
+  'void', string.format('%.0f', void),
+  'looked', looked, 'later', string.format('%.3f', math.min(later, 1e9)))
 if cut then
   redis.call('HSET', KEYS[1], 'rate', string.format('%.6f', base),
     'plateau', string.format('%.6f', plateau), 'cut', string.format('%.3f', cut))

@@ -5,6 +5,10 @@ arrival time in Redis and on its clock. A worker reserves a few slots ahead in o
 them to its waiting calls as they come, so that all workers together make evenly spaced calls and
 Redis is asked a few times a second, not for every call.
 
+A cloud counts the calls of any second as they arrive. The one that comes a second's calls after one
+that was late would be too many, and so it is put off as much, and no other: the workers tell each
+other of late calls.
+
 A 429 cuts the rate for everybody by the share of calls that were refused (as DCTCP does, RFC 8257),
 so that one stray refusal costs little and a quota that shrank is found in a second or two. Where
 all is refused, the rate is halved and comes back by doubling (slow start, Jacobson 1988) up to what
@@ -15,27 +19,39 @@ a little too much; then it probes for more, slowly at first (the convex half of 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from heapq import heappop, heappush
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
 import structlog
+from redis.exceptions import RedisError
 
 from worker.ledger import keys
 from worker.metrics import SLOT_WAIT_S, THROTTLED
 from worker.retry import MAX_PAUSE_S
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from redis.asyncio import Redis
+    from redis.commands.core import AsyncScript
 
-AIM = 0.985
-"""The share of a quota that is made use of. A cloud counts the calls of a second as they arrive,
-and none arrives exactly on time: what is left, 15 ms of each second, is room for that."""
-LATENESS_S = 0.012
-"""A slot may be used so much later; the rest of what the aim leaves is for the way to the cloud."""
+AIM = 0.99
+"""The share of a quota that is made use of. No call arrives exactly on time: what is left, 10 ms of
+each second, is room for that, and what makes up for calls that were later."""
+LATENESS_S = 0.1
+"""A slot that is not used for so long is lost, so that after a standstill few calls go at once."""
+MOST_WAY_S = 0.02
+"""No call counts as more than so much longer on its way than the fastest: where answers take now
+longer and now shorter, that says little of when the cloud counts a call."""
+EARLY_S = 0.015
+"""So long before a slot its process is awake."""
+MOST_DRIFT = 0.001
+"""No clock gains or loses more on another."""
 BLOCK_S = 0.1
 """A reservation reaches no further than this: long enough to ask Redis seldom, short enough that
 a cut reaches every worker soon."""
@@ -108,7 +124,7 @@ class Limiter:
             patient: wait however long it takes, as through a pause that the cloud asked for.
 
         Returns:
-            The slot, for `used`; None: the project has no limit.
+            To be told when the call is made and answered; None: the project has no limit.
 
         Raises:
             LongWaitError: not patient, and the next slot is more than a minute ahead.
@@ -118,17 +134,6 @@ class Limiter:
         if project.quota.rate <= 0:
             return None
         return await project.permit(urgent=urgent, patient=patient)
-
-    def used(self, project_id: str, permit: Permit) -> None:
-        """A call goes out now: if that is later than its slot, those after it are put off.
-
-        Else the cloud would see them closer together than the limit has it.
-
-        Args:
-            project_id: the project that the call goes to.
-            permit: its slot.
-        """
-        self._project(project_id).used(permit)
 
     def wait_s(self, project_id: str, ahead: int) -> float:
         """How long a call would wait for its slot, as far as this process can tell.
@@ -161,7 +166,10 @@ class Limiter:
         if quota.rate <= 0:
             return 0.0
         key = keys.limiter(self._endpoint, project_id)
-        (wait_ms,) = await self._script(keys=[key], args=["try", quota.rate, quota.burst])
+        (wait_ms,) = await self._script(
+            keys=[key, keys.late_calls(self._endpoint, project_id)],
+            args=["try", quota.rate, 1, quota.burst],
+        )
         return float(wait_ms) / 1000
 
     async def throttled(
@@ -172,8 +180,8 @@ class Limiter:
         Args:
             project_id: the project whose call was refused.
             retry_after_s: the answer's Retry-After in seconds, capped at ten minutes.
-            sent_ago_s: seconds since the refused call was sent. One from before the last cut says
-                nothing of the rate after it.
+            sent_ago_s: seconds since the refused call was due, or was sent. One from before the
+                last cut says nothing of the rate after it.
         """
         THROTTLED.labels(self._endpoint).inc()
         project = self._project(project_id)
@@ -191,117 +199,215 @@ class Limiter:
     def _project(self, project_id: str) -> _ProjectLimit:
         if project_id not in self._projects:
             quota = self._own.get(project_id, self._quota)
-            self._projects[project_id] = _ProjectLimit(self, project_id, quota)
+            self._projects[project_id] = _ProjectLimit(
+                self._script, self._endpoint, project_id, quota
+            )
         return self._projects[project_id]
 
-    async def _reserve(self, key: str, quota: Quota, permits: int, put_off_s: float) -> Slots:
-        args = [
-            quota.rate * AIM,
-            quota.burst,
-            permits,
-            BLOCK_S * 1000,
-            PATIENCE_S * 1000,
-            put_off_s * 1000,
-        ]
-        delay_ms, interval_ms, granted = await self._script(keys=[key], args=["reserve", *args])
-        return _slots(delay_ms, interval_ms, int(granted), quota.burst)
 
-    async def _throttle(self, key: str, quota: Quota, pause_s: float, sent_ago_s: float) -> Slots:
-        args = [quota.rate * AIM, pause_s * 1000, sent_ago_s * 1000, AIM]
-        delay_ms, interval_ms = await self._script(keys=[key], args=["throttle", *args])
-        return _slots(delay_ms, interval_ms, 0, quota.burst)
-
-
-def _slots(delay_ms: str, interval_ms: str, left: int, burst: int) -> Slots:
-    interval = float(interval_ms) / 1000
-    return Slots(
-        # Counted from when the answer came, so that its way back only ever delays a call.
-        first=asyncio.get_running_loop().time() + float(delay_ms) / 1000,
-        interval=interval,
-        left=left,
-        lateness=LATENESS_S + (burst - 1) * interval,
-    )
-
-
-@dataclass(frozen=True, slots=True)
 class Permit:
-    """The slot of a call.
+    """The right to make one call."""
+
+    __slots__ = ("_late_s", "_limit", "slot")
+
+    def __init__(self, limit: _ProjectLimit, slot: Slot) -> None:
+        self.slot = slot
+        self._limit = limit
+        self._late_s = 0.0
+
+    def sent(self) -> None:
+        """The call goes out now."""
+        self._late_s = asyncio.get_running_loop().time() - self.slot.due
+        self._limit.tell(self.slot, self._late_s)
+
+    @property
+    def due_ago_s(self) -> float:
+        """Seconds since the call was due."""
+        return asyncio.get_running_loop().time() - self.slot.due
+
+    def answered(self, duration_s: float) -> None:
+        """The call is over.
+
+        Args:
+            duration_s: seconds from when it went out.
+        """
+        self._limit.tell(self.slot, self._late_s + self._limit.longer_s(duration_s))
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Slot:
+    """A place in the sequence of a project's calls.
 
     Attributes:
-        at: when it is, in seconds of the event loop's clock.
-        put_off: seconds by which this process had put off slots by then, all in all.
+        at: when the call may be made, in seconds of the event loop's clock.
+        number: its place in the sequence.
+        due: when it would have come if no call had been late, by the same clock; or a little
+            sooner, since the two clocks are not known to the microsecond.
+        due_ms: the same by Redis' clock.
     """
 
     at: float
-    put_off: float
+    number: int
+    due: float
+    due_ms: float
 
 
-@dataclass(slots=True)
-class Slots:
-    """Reserved slots, to be used at their time.
+class RedisClock:
+    """Where Redis' clock stands by the event loop's: bounds that each answer narrows.
 
-    Attributes:
-        first: when the first of those left comes, in seconds of the event loop's clock.
-        interval: seconds between them.
-        left: how many are left.
-        lateness: seconds after its time that a slot may still be used. Whoever is later than that
-            must not make up for it: slots that others followed are lost, and what is left of the
-            delay puts off those that come, as GCRA has it. With the burst as the bound, a second
-            never sees more calls than the rate and the burst.
-        put_off: seconds by which that has put off the slots.
+    Source: Cristian, "Probabilistic clock synchronization", 1989.
     """
 
-    first: float = 0
-    interval: float = 1
-    left: int = 0
-    lateness: float = 0
-    put_off: float = 0
+    def __init__(self) -> None:
+        self._least, self._most = -math.inf, math.inf
+        self._seen = 0.0
 
-    def take(self, now: float) -> float | None:
-        """Use the next slot: when to call; None if none is left."""
-        if (late := now - self.lateness - self.first) > 0:
-            lost, rest = divmod(late, self.interval)
-            self._drop(int(lost))
-            if self.left:
-                self.shift(rest)
-        if self.left <= 0:
-            return None
-        slot = self.first
-        self._drop(1)
-        return slot
+    def heard(self, asked: float, answered: float, redis_ms: float) -> None:
+        """Redis' clock was read between two moments.
 
-    def shift(self, seconds: float) -> None:
-        """Put off what is left."""
-        self.first += seconds
-        self.put_off += seconds
+        Args:
+            asked, answered: the moments, in seconds of the event loop's clock.
+            redis_ms: what was read.
+        """
+        drift = MOST_DRIFT * (answered - self._seen)
+        least, most = asked - redis_ms / 1000, answered - redis_ms / 1000
+        # Else one of the clocks was set.
+        if least <= self._most + drift and most >= self._least - drift:
+            least, most = max(least, self._least - drift), min(most, self._most + drift)
+        self._least, self._most, self._seen = least, most, answered
 
-    def _drop(self, count: int) -> None:
-        self.first += count * self.interval
-        self.left -= min(count, self.left)
+    def earliest(self, redis_ms: float) -> float:
+        """Seconds of the event loop's clock at which Redis' comes to that at the earliest."""
+        return redis_ms / 1000 + self._least
+
+    def latest(self, redis_ms: float) -> float:
+        """Seconds of the event loop's clock at which Redis' has come to that for certain."""
+        return redis_ms / 1000 + self._most
+
+
+def reserved_slots(
+    first_ms: float,
+    interval_ms: float,
+    count: int,
+    number: int,
+    put_off: Sequence[str],
+    clock: RedisClock,
+) -> list[Slot]:
+    """The slots of a reservation.
+
+    Args:
+        first_ms: when the first is due, in ms of Redis' clock.
+        interval_ms: ms between them.
+        count: how many.
+        number: the number of the first.
+        put_off: for each that comes later than it is due: how many are due before it, and when it
+            comes, in ms of Redis' clock.
+        clock: Redis' clock.
+    """
+    due_ms = [first_ms + each * interval_ms for each in range(count)]
+    come_ms = dict(enumerate(due_ms))
+    come_ms |= zip(map(int, put_off[::2]), map(float, put_off[1::2]), strict=True)
+    return [
+        # None comes before it has come on Redis' clock for certain.
+        Slot(clock.latest(come_ms[each]), number + each, clock.earliest(due), due)
+        for each, due in enumerate(due_ms)
+    ]
+
+
+class Slots:
+    """Reserved slots, to be used in their order in time.
+
+    Attributes:
+        interval: seconds between them.
+        end: when the first comes that is not reserved, in seconds of the event loop's clock.
+
+    Args:
+        interval, end: what they are at first.
+    """
+
+    def __init__(self, interval: float, end: float) -> None:
+        self.interval = interval
+        self.end = end
+        self._added = end
+        self._heap: list[Slot] = []
+
+    def add(self, slots: Sequence[Slot], interval: float, end: float, now: float) -> None:
+        """Take in what was reserved at a moment, and where it ends."""
+        for slot in slots:
+            heappush(self._heap, slot)
+        self.interval = interval
+        self.end = end
+        self._added = now
+
+    def age_s(self, now: float) -> float:
+        """Seconds since the last were reserved."""
+        return now - self._added
+
+    def take(self, now: float, lateness: float) -> Slot | None:
+        """Use the next slot.
+
+        Args:
+            now: seconds of the event loop's clock.
+            lateness: seconds after its time that a slot may still be used.
+
+        Returns:
+            The slot, to be used when its time has come; None: more must be reserved first.
+        """
+        while self._heap and self._heap[0].at < now - lateness:
+            heappop(self._heap)
+        # One that was put off may come after some that are not reserved yet.
+        if self._heap and self._heap[0].at <= self.end:
+            return heappop(self._heap)
+        return None
+
+    @property
+    def next_at(self) -> float:
+        """When the next one comes, reserved or not, in seconds of the event loop's clock."""
+        return min(self._heap[0].at, self.end) if self._heap else self.end
+
+
+def follower_ms(slot: Slot, late_s: float, interval: float) -> float | None:
+    """Before when the slot a second's calls after one that was used late may not come.
+
+    Args:
+        slot: the slot.
+        late_s: seconds after it was due that its call was made.
+        interval: seconds between slots.
+
+    Returns:
+        ms of Redis' clock; None: the call was not so late that it would make a difference.
+    """
+    second = max(1, int(1 / interval / AIM + 0.001))
+    if late_s <= second * interval * (1 - AIM):
+        return None
+    return slot.due_ms + 1000 * (late_s + second * interval * AIM)
 
 
 @dataclass(frozen=True, slots=True)
 class _Waiter:
     """A call that waits for its slot."""
 
-    future: asyncio.Future[Permit]
+    future: asyncio.Future[Slot]
     patient: bool
 
 
 class _ProjectLimit:
     """Hands one project's slots to the waiting calls of this process."""
 
-    def __init__(self, limiter: Limiter, project_id: str, quota: Quota) -> None:
+    def __init__(self, script: AsyncScript, endpoint: str, project_id: str, quota: Quota) -> None:
         self.quota = quota
-        self._limiter = limiter
+        self._script = script
         self._project_id = project_id
-        self._key = keys.limiter(limiter._endpoint, project_id)
+        self._keys = keys.limiter(endpoint, project_id), keys.late_calls(endpoint, project_id)
         self._urgent: deque[_Waiter] = deque()
         self._ordinary: deque[_Waiter] = deque()
-        self._slots = Slots(interval=1 / quota.rate if quota.rate else 0)
-        self._put_off = 0.0
+        self._slots = Slots(1 / quota.rate if quota.rate else 0, end=0)
         self._server: asyncio.Task[None] | None = None
-        self._waits = SLOT_WAIT_S.labels(limiter._endpoint)
+        self._clock = RedisClock()
+        self._late: dict[int, float] = {}
+        self._teller: asyncio.Task[None] | None = None
+        self._fastest_s = math.inf
+        self._waits = SLOT_WAIT_S.labels(endpoint)
 
     @property
     def rate(self) -> float:
@@ -310,30 +416,50 @@ class _ProjectLimit:
     async def permit(self, *, urgent: bool, patient: bool) -> Permit:
         loop = asyncio.get_running_loop()
         asked = loop.time()
-        future: asyncio.Future[Permit] = loop.create_future()
+        future: asyncio.Future[Slot] = loop.create_future()
         (self._urgent if urgent else self._ordinary).append(_Waiter(future, patient))
         if self._server is None or self._server.done():
             self._server = asyncio.create_task(self._serve())
-        permit = await future
+        permit = Permit(self, await future)
+        permit.sent()  # unless there is more to do first, as signing in
         self._waits.observe(loop.time() - asked)
         return permit
 
-    def used(self, permit: Permit) -> None:
-        slots = self._slots
-        late = asyncio.get_running_loop().time() - permit.at - slots.lateness
-        if (shift := late - (self._put_off + slots.put_off - permit.put_off)) > 0:
-            slots.shift(shift)
-
     def wait_s(self, ahead: int) -> float:
-        now, slots = asyncio.get_running_loop().time(), self._slots
-        return max(0.0, slots.first - now) + ahead * slots.interval
+        slots = self._slots
+        until_next = slots.next_at - asyncio.get_running_loop().time()
+        return max(0.0, until_next) + ahead * slots.interval
+
+    def longer_s(self, duration_s: float) -> float:
+        """How much longer a call was on its way than the fastest, of late."""
+        self._fastest_s = min(duration_s, 1.01 * self._fastest_s)
+        return min(MOST_WAY_S, duration_s - self._fastest_s)
+
+    def tell(self, slot: Slot, late_s: float) -> None:
+        """Let all workers know of a call if it was too late."""
+        if (earliest_ms := follower_ms(slot, late_s, self._slots.interval)) is None:
+            return
+        self._late[slot.number] = earliest_ms
+        if self._teller is None or self._teller.done():
+            self._teller = asyncio.create_task(self._tell())
+
+    async def _tell(self) -> None:
+        # Without Redis no further call is made anyway.
+        with contextlib.suppress(RedisError):
+            while self._late:
+                late, self._late = self._late, {}
+                pairs = ((number, f"{at_ms:.3f}") for number, at_ms in late.items())
+                await self._ask("late", BLOCK_S * 1000, *(each for pair in pairs for each in pair))
 
     async def throttled(self, pause_s: float, sent_ago_s: float) -> None:
-        slots = await self._limiter._throttle(self._key, self.quota, pause_s, sent_ago_s)
-        if pause_s > 0:
-            self._put_off += self._slots.put_off
-            self._slots = slots  # what was reserved lies within the pause
-        rate = round(1 / slots.interval, 2)
+        delay_ms, interval_ms = await self._ask(
+            "throttle", pause_s * 1000, sent_ago_s * 1000, BLOCK_S * 1000
+        )
+        interval = float(interval_ms) / 1000
+        if pause_s > 0:  # what was reserved lies within the pause
+            end = asyncio.get_running_loop().time() + float(delay_ms) / 1000
+            self._slots = Slots(interval, end)
+        rate = round(1 / interval, 2)
         log.warning("throttled", project_id=self._project_id, rate=rate, pause_s=pause_s)
 
     async def _serve(self) -> None:
@@ -341,27 +467,58 @@ class _ProjectLimit:
         try:
             while self._next() is not None:
                 slots = self._slots
-                if (slot := slots.take(loop.time())) is None:
-                    wanted = len(self._urgent) + len(self._ordinary)
-                    told = slots.put_off
-                    reserved = await self._limiter._reserve(self._key, self.quota, wanted, told)
-                    if slots is self._slots:  # else a pause was asked for in the meantime
-                        reserved.shift(slots.put_off - told)
-                        self._put_off += told
-                        self._slots = reserved
-                        if not reserved.left:
-                            await self._wait_long(reserved.first - loop.time())
+                lateness = LATENESS_S + (self.quota.burst - 1) * slots.interval
+                if (slot := slots.take(loop.time(), lateness)) is None:
+                    await self._reserve(slots)
                     continue
-                if (delay := slot - loop.time()) > 0:
+                # A long sleep ends late, and its process is slow at first.
+                if (delay := slot.at - loop.time()) > EARLY_S:
+                    await asyncio.sleep(delay - EARLY_S)
+                    if slots.age_s(loop.time()) > BLOCK_S:
+                        if (earliest := await self._check(slot)) is None:
+                            self._slots = Slots(slots.interval, end=0)
+                            continue
+                        slot = replace(slot, at=max(slot.at, earliest))
+                if (delay := slot.at - loop.time()) > 0:
                     await asyncio.sleep(delay)
                 if slots is not self._slots:
                     continue  # taken back by a 429 in the meantime
                 if (waiting := self._next()) is not None:
-                    permit = Permit(slot, self._put_off + slots.put_off)
-                    waiting.popleft().future.set_result(permit)
+                    waiting.popleft().future.set_result(slot)
         except Exception as error:
             while (waiting := self._next()) is not None:
                 waiting.popleft().future.set_exception(error)
+
+    async def _reserve(self, slots: Slots) -> None:
+        loop = asyncio.get_running_loop()
+        asked = loop.time()
+        wanted = len(self._urgent) + len(self._ordinary)
+        now_ms, due_ms, each_ms, granted, number, *later = await self._ask(
+            "reserve", self.quota.burst, wanted, BLOCK_S * 1000, PATIENCE_S * 1000
+        )
+        if slots is not self._slots:
+            return  # a pause was asked for in the meantime
+        clock, first_ms, interval_ms = self._clock, float(due_ms), float(each_ms)
+        count = int(granted)
+        clock.heard(asked, loop.time(), float(now_ms))
+        reserved = reserved_slots(first_ms, interval_ms, count, int(number), later, clock)
+        end = clock.latest(first_ms + count * interval_ms)
+        slots.add(reserved, interval_ms / 1000, end, loop.time())
+        if not reserved:
+            await self._wait_long(end - loop.time())
+
+    async def _check(self, slot: Slot) -> float | None:
+        """When a slot that was reserved longer ago may come, in seconds of the event loop's clock.
+
+        Returns None if it is void: the cloud has asked another worker for a pause.
+        """
+        (answer,) = await self._ask("check", slot.number)
+        return None if answer == "void" else self._clock.latest(float(answer))
+
+    async def _ask(self, what: str, *args: float | str) -> list[str]:
+        asked = [what, self.quota.rate * AIM, AIM, *args]
+        answer: list[str] = await self._script(keys=self._keys, args=asked)
+        return answer
 
     async def _wait_long(self, wait_s: float) -> None:
         """Send away who is not patient, and wait with the others for slots to be given again."""

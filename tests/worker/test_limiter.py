@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import math
 import uuid
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,9 +16,22 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from tests.conftest import until
 from tests.worker.conftest import Runs, environment, settings_for
 from worker.ledger import keys
-from worker.limiter import AIM, LATENESS_S, PATIENCE_S, Limiter, LongWaitError, Quota, Slots
+from worker.limiter import (
+    AIM,
+    MOST_DRIFT,
+    MOST_WAY_S,
+    PATIENCE_S,
+    Limiter,
+    LongWaitError,
+    Quota,
+    RedisClock,
+    Slot,
+    Slots,
+    follower_ms,
+)
 from worker.retry import MAX_PAUSE_S
 
 if TYPE_CHECKING:
@@ -72,44 +85,76 @@ def busiest(times: Sequence[float], window_s: float) -> int:
 
 
 @given(
-    rate=st.integers(2, 200),
-    burst=st.integers(1, 20),
-    naps=st.lists(st.floats(0, 3), max_size=40),
-)
-def test_however_a_process_is_held_up_no_second_sees_more_than_rate_and_burst(
-    rate: int, burst: int, naps: list[float]
-) -> None:
-    interval = 1 / rate
-    slots = Slots(first=0, interval=interval, left=10 * rate, lateness=burst * interval)
-    now, used = 0.0, []
-    pauses = deque(naps)
-    while (slot := slots.take(now)) is not None:
-        now = max(now, slot)
-        used.append(now)
-        if len(used) % 7 == 0 and pauses:
-            now += pauses.popleft()
-    assert busiest(used, 1 - 1e-6) <= rate + burst
-
-
-@given(
-    first=st.floats(-5, 5),
-    left=st.integers(0, 50),
+    at=st.lists(st.floats(0, 5), unique=True, max_size=50),
+    end=st.floats(0, 6),
     lateness=st.floats(0.002, 2),
     steps=st.lists(st.floats(0, 1), max_size=60),
 )
 def test_slots_come_in_order_at_most_once_and_never_too_late(
-    first: float, left: int, lateness: float, steps: list[float]
+    at: list[float], end: float, lateness: float, steps: list[float]
 ) -> None:
-    slots = Slots(first=first, interval=0.1, left=left, lateness=lateness)
+    slots = Slots(interval=0.1, end=0)
+    slots.add([Slot(each, number, each, 0) for number, each in enumerate(at)], 0.1, end, now=0)
     now, taken = 0.0, []
     for step in steps:
         now += step
-        if (slot := slots.take(now)) is not None:
+        assert slots.next_at <= end
+        if (slot := slots.take(now, lateness)) is not None:
             taken.append(slot)
-            assert slot >= now - lateness - 1e-9
-    assert len(taken) <= left
+            assert slot.at >= now - lateness
+            assert slot.at <= end
+    assert len(set(taken)) == len(taken)
     assert taken == sorted(taken)
-    assert all(late - early > 0.099 for early, late in itertools.pairwise(taken))
+
+
+@given(late_s=st.floats(-1, 5), rate=st.floats(0.1, 500))
+def test_only_who_is_later_than_a_second_leaves_room_for_puts_off_another(
+    late_s: float, rate: float
+) -> None:
+    interval = 1 / (rate * AIM)
+    slot = Slot(at=0, number=0, due=0, due_ms=5_000)
+    earliest_ms = follower_ms(slot, late_s, interval)
+    second = max(1, int(rate + 0.001))
+    follows_ms = 5_000 + 1000 * second * interval
+    if earliest_ms is None:
+        assert 5_000 + 1000 * (late_s + second / rate) <= follows_ms + 1e-6
+    else:
+        assert earliest_ms > follows_ms - 1e-6
+        # A second after it was made, or what makes the calls of a second a whole number.
+        assert earliest_ms == pytest.approx(5_000 + 1000 * (late_s + second / rate))
+
+
+@given(
+    offset=st.floats(-1e3, 1e3),
+    drift=st.floats(-0.9 * MOST_DRIFT, 0.9 * MOST_DRIFT),
+    readings=st.lists(st.tuples(*[st.floats(1e-6, 1)] * 3), min_size=1, max_size=30),
+)
+def test_the_bounds_of_redis_clock_hold_and_never_grow_wider_than_the_last_look(
+    offset: float, drift: float, readings: list[tuple[float, float, float]]
+) -> None:
+    clock, now = RedisClock(), 0.0
+
+    def redis_ms(at: float) -> float:
+        return 1000 * (offset + at * (1 + drift))
+
+    for pause, out, back in readings:
+        asked = now + pause
+        read = asked + out
+        now = read + back
+        clock.heard(asked, now, redis_ms(read))
+        then = redis_ms(now)
+        wrong = MOST_DRIFT * (out + back) + 1e-6  # between the reading and now
+        assert clock.earliest(then) - wrong <= now <= clock.latest(then) + wrong
+        assert clock.latest(then) - clock.earliest(then) <= out + back + 1e-6
+
+
+@given(step_s=st.one_of(st.floats(-1e6, -1), st.floats(1, 1e6)))
+def test_a_clock_that_is_set_is_believed(step_s: float) -> None:
+    clock = RedisClock()
+    clock.heard(0, 0.001, 0)
+    clock.heard(1, 1.001, 1000 * (1 + step_s))
+    assert clock.earliest(1000 * (1 + step_s)) == pytest.approx(1)
+    assert clock.latest(1000 * (1 + step_s)) == pytest.approx(1.001)
 
 
 # One project, several processes
@@ -143,22 +188,42 @@ async def test_an_idle_project_earns_a_burst_and_no_more(
     assert await server_ms(redis) - before >= 150
 
 
-async def test_a_call_that_goes_out_late_puts_off_those_after_it_once(
+async def test_a_call_that_goes_out_late_puts_off_the_one_a_second_later_and_no_other(
     limiter: Callable[..., Limiter], project: str
 ) -> None:
-    one, rate = limiter(rate=20), 20 * AIM
-    waiting = [asyncio.create_task(one.permit(project)) for _ in range(6)]
-    first = await waiting[0]
-    assert first is not None
-    loop = asyncio.get_running_loop()
-    await asyncio.sleep(first.at + 0.04 - loop.time())
-    for _ in range(3):  # whoever else waited for the same has put them off already
-        one.used(project, first)
-    late = loop.time() - first.at
-    *_, last = await asyncio.gather(*waiting)
-    assert last is not None
-    assert last.put_off - first.put_off == pytest.approx(late - LATENESS_S, abs=0.01)
-    assert last.at - first.at >= 5 / rate + late - LATENESS_S - 0.01
+    rate, late, late_s = 20, 3, 0.3
+    one, other = limiter(rate), limiter(rate)
+    permits = [asyncio.create_task(one.permit(project)) for _ in range(10)]
+    permit = await permits[late]
+    assert permit is not None
+    await asyncio.sleep(permit.slot.due + late_s - asyncio.get_running_loop().time())
+    permit.sent()
+    made = asyncio.get_running_loop().time()
+    rest = [other.permit(project) for _ in range(2 * rate)]
+    slots = [each.slot for each in await asyncio.gather(*permits, *rest) if each]
+    ends = permit.slot.number + 1.5 * rate
+    (put_off,) = [slot for slot in slots if slot.at - slot.due > 0.15 and slot.number < ends]
+    assert put_off.number == permit.slot.number + rate
+    assert put_off.at == pytest.approx(made + 1, abs=0.05)
+
+
+async def test_the_way_of_a_call_counts_by_what_it_took_longer_than_others(
+    limiter: Callable[..., Limiter], redis: Redis, project: str
+) -> None:
+    one, told = limiter(1_000), keys.late_calls(ENDPOINT, project)
+    permit = await one.permit(project)
+    assert permit is not None
+    permit.slot = replace(permit.slot, due=asyncio.get_running_loop().time(), number=1_000_000)
+    permit.sent()
+    for duration_s in (0.3, 0.3, 0.301, 0.302):
+        permit.answered(duration_s)
+    await asyncio.sleep(0)
+    await one.permit(project)
+    assert not await redis.exists(told)
+    permit.answered(5)
+    await until(lambda: redis.exists(told))
+    (earliest_ms,) = map(float, await redis.hvals(told))
+    assert earliest_ms - permit.slot.due_ms - 1000 == pytest.approx(1000 * MOST_WAY_S, abs=10)
 
 
 async def test_calls_go_first_come_first_served_but_for_urgent_ones(
@@ -225,6 +290,23 @@ async def test_a_clock_that_is_set_back_stops_nobody(
     async with asyncio.timeout(20):
         await one.permit(project)
     assert (await state(redis, project))["since"] <= await server_ms(redis)
+
+
+async def test_a_slot_that_is_held_for_long_is_void_when_another_is_asked_to_pause(
+    limiter: Callable[..., Limiter], redis: Redis, project: str
+) -> None:
+    one, other = limiter(2), limiter(2)
+    await one.permit(project)
+    waiting = asyncio.create_task(one.permit(project))
+    await until(lambda: _has_given(redis, project, 2))
+    before = await server_ms(redis)
+    await other.throttled(project, 2, sent_ago_s=0)
+    await waiting
+    assert await server_ms(redis) - before >= 2_000
+
+
+async def _has_given(redis: Redis, project: str, count: int) -> bool:
+    return (await state(redis, project))["slot"] == count
 
 
 # Without waiting

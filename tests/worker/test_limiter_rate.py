@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import random
 import uuid
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
+from heapq import heappop, heappush
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
@@ -16,10 +19,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from worker.limiter import AIM, BLOCK_S, PATIENCE_S
+from worker.limiter import (
+    AIM,
+    BLOCK_S,
+    LATENESS_S,
+    MOST_WAY_S,
+    PATIENCE_S,
+    RedisClock,
+    Slot,
+    Slots,
+    follower_ms,
+    reserved_slots,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
 SCRIPT = (files("worker") / "limiter.lua").read_text()
 CLOCK = "redis.call('TIME')"
@@ -46,8 +60,10 @@ class Cloud:
         self._recent = deque[float]()
 
     def passes(self, at: float) -> bool:
-        whole = int(self._quota(at))
-        while self._recent and self._recent[0] <= at - 1:
+        quota = self._quota(at)
+        whole = int(quota)
+        second = whole / quota if whole else 1
+        while self._recent and self._recent[0] <= at - second:
             self._recent.popleft()
         if len(self._recent) >= whole:
             return False
@@ -55,58 +71,143 @@ class Cloud:
         return True
 
 
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How long things take, in seconds.
+
+    Attributes:
+        out: the way of a call to the cloud.
+        back: the way of its answer.
+        late: a call goes out up to so long after its slot.
+        longer: its way takes up to so much longer.
+    """
+
+    out: float = 0.02
+    back: float = 0.03
+    late: float = 0
+    longer: float = 0
+
+
 class Simulation:
-    """Calls that always wait, as fast as the limiter lets them, in a time of its own.
+    """Workers whose calls always wait, as fast as the limiter lets them, in a time of its own.
 
     Args:
         redis: a connection that decodes responses.
         limit: calls a second that are configured.
         cloud: what refuses calls.
         retry_after_s: what it then asks for; 0: nothing.
-        latency_s: how long its answers take.
+        workers: how many there are.
+        way: how long things take.
     """
 
     def __init__(
-        self, redis: Redis, limit: float, cloud: Cloud, retry_after_s: float, latency_s: float
+        self,
+        redis: Redis,
+        limit: float,
+        cloud: Cloud,
+        *,
+        retry_after_s: float,
+        workers: int,
+        way: Way,
     ) -> None:
         self._script = redis.register_script(SCRIPT.replace(CLOCK, "cjson.decode(ARGV[#ARGV])"))
-        self._key = uuid.uuid4().hex
+        self._keys = [uuid.uuid4().hex, uuid.uuid4().hex]
         self._limit = limit * AIM
         self._cloud = cloud
         self._retry_after_s = retry_after_s
-        self._latency_s = latency_s
-        self._now = 1e9
-        self._begin = self._now
+        self._slots = [Slots(1 / limit, end=0) for _ in range(workers)]
+        self._way = way
+        self._random = random.Random(1)
+        self._begin = 1e9
+        self._now = 0.0
+        self._steps = itertools.count()
+        self._ahead: list[tuple[float, int, Callable[[], Awaitable[None]]]] = []
         self.calls: list[Call] = []
 
     async def run(self, seconds: float) -> None:
-        refusals = deque[float]()
         end = self._now + seconds
-        while self._now < end:
-            delay_s = await self._ask("reserve", 1, 1, BLOCK_S * 1000, PATIENCE_S * 1000, 0)
-            slot, paused = self._now + max(0.0, delay_s), False
-            while refusals and refusals[0] <= slot and not paused:
-                self._now = refusals.popleft()
-                pause_ms, ago_ms = self._retry_after_s * 1000, self._latency_s * 1000
-                await self._ask("throttle", pause_ms, ago_ms, AIM)
-                paused = pause_ms > 0
-            if paused:
-                continue
-            self._now = slot
-            at = slot - self._begin
-            passed = self._cloud.passes(at)
-            self.calls.append(Call(at, passed))
-            if not passed:
-                refusals.append(slot + self._latency_s)
+        for worker in range(len(self._slots)):
+            self._later(self._now, partial(self._turn, worker))
+        while self._ahead[0][0] < end:
+            self._now, _, step = heappop(self._ahead)
+            await step()
+        self._ahead.clear()
+        self._now = end
 
     def rest(self, seconds: float) -> None:
         self._now += seconds
 
-    async def _ask(self, what: str, *args: float) -> float:
-        whole = int(self._now)
-        clock = json.dumps([whole, (self._now - whole) * 1e6])
-        wait_ms, *_ = await self._script(keys=[self._key], args=[what, self._limit, *args, clock])
-        return float(wait_ms) / 1000
+    def _later(self, at: float, step: Callable[[], Awaitable[None]]) -> None:
+        heappush(self._ahead, (at, next(self._steps), step))
+
+    async def _turn(self, worker: int) -> None:
+        slots = self._slots[worker]
+        slot = slots.take(self._now, LATENESS_S)
+        if slot is None:
+            wait_s = await self._reserve(slots)
+            return self._later(self._now + wait_s, partial(self._turn, worker))
+        at = max(self._now, slot.at)
+        self._later(at, partial(self._call, worker, slots, slot))
+        return None
+
+    async def _reserve(self, slots: Slots) -> float:
+        """More slots for a worker, or the seconds until it asks again."""
+        now_ms, due_ms, interval_ms, granted, number, *later = await self._ask(
+            "reserve", 1, 1000, 1000 * BLOCK_S, 1000 * PATIENCE_S
+        )
+        first, interval, count = float(due_ms), float(interval_ms), int(granted)
+        clock = RedisClock()
+        clock.heard(0, 0, 1000 * self._begin)
+        reserved = reserved_slots(first, interval, count, int(number), later, clock)
+        slots.add(reserved, interval / 1000, clock.latest(first + count * interval), self._now)
+        return 0 if reserved else (first - float(now_ms)) / 1000
+
+    async def _call(self, worker: int, slots: Slots, slot: Slot) -> None:
+        self._later(self._now, partial(self._turn, worker))
+        if slots is not self._slots[worker]:
+            return  # taken back
+        late_s = self._random.uniform(0, self._way.late)
+        if slots.age_s(self._now) > BLOCK_S:
+            (answer,) = await self._ask("check", slot.number)
+            if answer == "void":
+                self._slots[worker] = Slots(slots.interval, end=0)
+                return
+            late_s += max(0, float(answer) / 1000 - self._begin - self._now)
+        self._later(self._now + late_s, partial(self._send, worker, slot))
+
+    async def _send(self, worker: int, slot: Slot) -> None:
+        late_s, longer_s = self._now - slot.due, self._random.uniform(0, self._way.longer)
+        await self._tell(worker, slot, late_s)
+        arrive = partial(self._arrive, worker, slot, late_s + longer_s)
+        self._later(self._now + self._way.out + longer_s, arrive)
+
+    async def _arrive(self, worker: int, slot: Slot, late_s: float) -> None:
+        passed = self._cloud.passes(self._now)
+        self.calls.append(Call(self._now, passed))
+        answered = partial(self._answered, worker, slot, late_s, passed=passed)
+        self._later(self._now + self._way.back, answered)
+
+    async def _answered(self, worker: int, slot: Slot, late_s: float, *, passed: bool) -> None:
+        await self._tell(worker, slot, late_s)
+        if passed:
+            return
+        pause_ms, ago_ms = 1000 * self._retry_after_s, 1000 * (self._now - slot.due)
+        delay_ms, interval_ms = await self._ask("throttle", pause_ms, ago_ms, 1000 * BLOCK_S)
+        if pause_ms:
+            end = self._now + float(delay_ms) / 1000
+            self._slots[worker] = Slots(float(interval_ms) / 1000, end)
+
+    async def _tell(self, worker: int, slot: Slot, late_s: float) -> None:
+        earliest_ms = follower_ms(slot, late_s, self._slots[worker].interval)
+        if earliest_ms is not None:
+            await self._ask("late", 1000 * BLOCK_S, slot.number, earliest_ms)
+
+    async def _ask(self, what: str, *args: float) -> list[str]:
+        whole, part = divmod(self._begin + self._now, 1)
+        clock = json.dumps([int(whole), part * 1e6])
+        asked: list[str | float] = [what, self._limit, AIM, *args, clock]
+        answer: list[str] = await self._script(keys=self._keys, args=asked)
+        return answer
 
     def used(self, since: float, until: float, quota: float) -> float:
         """The share of a quota that was used."""
@@ -125,14 +226,22 @@ def simulated(
     quota: Callable[[float], float],
     *,
     retry_after_s: float = 0,
-    latency_s: float = 0.05,
+    workers: int = 1,
+    way: Way | None = None,
     spans: Sequence[float],
 ) -> Simulation:
     """Simulate spans of seconds, a positive one at work, a negative one at rest."""
 
     async def run() -> Simulation:
         redis = Redis.from_url(redis_url, decode_responses=True)
-        simulation = Simulation(redis, limit, Cloud(quota), retry_after_s, latency_s)
+        simulation = Simulation(
+            redis,
+            limit,
+            Cloud(quota),
+            retry_after_s=retry_after_s,
+            workers=workers,
+            way=way or Way(),
+        )
         for span in spans:
             if span > 0:
                 await simulation.run(span)
@@ -144,16 +253,55 @@ def simulated(
     return asyncio.run(run())
 
 
+@pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize("limit", [5, 20, 100])
-def test_at_the_quota_nothing_is_refused(redis_url: str, limit: int) -> None:
-    simulation = simulated(redis_url, limit, lambda _: limit, spans=[10])
+def test_at_the_quota_nothing_is_refused(redis_url: str, limit: int, workers: int) -> None:
+    simulation = simulated(redis_url, limit, lambda _: limit, workers=workers, spans=[10])
     assert simulation.refused(0, 10) == 0
-    assert simulation.used(0, 10, limit) >= 0.97
+    assert simulation.used(0, 10, limit) >= 0.98
+
+
+@settings(max_examples=25)
+@given(
+    limit=st.integers(4, 80),
+    workers=st.integers(1, 4),
+    late_s=st.floats(0, LATENESS_S),
+    longer_s=st.floats(0, MOST_WAY_S),
+    back_s=st.floats(0, 0.3),
+)
+def test_however_late_calls_are_none_is_refused(
+    redis_url: str, limit: int, workers: int, late_s: float, longer_s: float, back_s: float
+) -> None:
+    way = Way(back=back_s, late=late_s, longer=longer_s)
+    simulation = simulated(redis_url, limit, lambda _: limit, workers=workers, way=way, spans=[15])
+    assert simulation.refused(0, 15) == 0
+    # What a call is later on average is lost of every second, if it is more than the aim leaves.
+    lost = max(1 / AIM - 1, (late_s + longer_s) / 2) + 0.02
+    assert simulation.used(5, 15, limit) >= 1 / (1 + lost) - 0.1 / limit
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("limit", [5, 20, 100])
+def test_a_quota_that_is_halved_is_measured_in_a_few_seconds(
+    redis_url: str, limit: int, workers: int
+) -> None:
+    simulation = simulated(
+        redis_url,
+        limit,
+        lambda at: limit if at < 5 else limit / 2,
+        retry_after_s=1,
+        workers=workers,
+        way=Way(out=0.002, back=0.002, late=0.01),
+        spans=[22],
+    )
+    assert simulation.used(8, 20, limit / 2) >= 0.95
+    # It shows in the first second after the pause that the first refusal asks for.
+    assert simulation.refused(8, 20) == 0
 
 
 @pytest.mark.parametrize("retry_after_s", [0, 1])
 @pytest.mark.parametrize("limit", [10, 40])
-def test_a_quota_that_is_halved_is_found_in_ten_seconds(
+def test_a_quota_that_stays_halved_is_kept_to(
     redis_url: str, limit: int, retry_after_s: float
 ) -> None:
     simulation = simulated(
@@ -168,6 +316,13 @@ def test_a_quota_that_is_halved_is_found_in_ten_seconds(
     # Two cuts, if need be, each of which takes two refusals where no pause is asked for.
     late = [call for call in simulation.calls if 15 <= call.at < 45]
     assert sum(not call.passed for call in late) <= max(4, 0.02 * len(late))
+
+
+def test_a_refusal_right_after_the_start_costs_its_pause_alone(redis_url: str) -> None:
+    quotas = iter([10, 10, 10, 0])
+    simulation = simulated(redis_url, 10, lambda _: next(quotas, 10), retry_after_s=1, spans=[12])
+    assert sum(not call.passed for call in simulation.calls) == 1
+    assert simulation.used(2, 12, 10) >= 0.98
 
 
 @settings(max_examples=15)
@@ -186,7 +341,7 @@ def test_whatever_the_quota_is_most_of_it_is_used_and_little_refused(
         limit,
         lambda _: quota,
         retry_after_s=retry_after_s,
-        latency_s=latency_s,
+        way=Way(back=latency_s),
         spans=[40],
     )
     assert simulation.used(15, 40, quota) >= (0.75 if quota > 3 else 0.5)

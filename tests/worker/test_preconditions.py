@@ -12,7 +12,7 @@ from aiohttp.web import json_response
 
 from tests.conftest import until
 from tests.worker.conftest import Runs, is_list, refused, settings_for, worker_here
-from worker.ledger import JobState, NewJob
+from worker.ledger import JobState, NewJob, keys
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -145,6 +145,25 @@ async def test_hundreds_of_deletions_take_a_few_lists(
     assert len(cloud.deletes) == 300
     assert len(cloud.reads) < 30
     assert 1 <= project.lists() <= 3
+
+
+async def test_a_list_is_read_anew_before_it_is_too_old_and_costs_no_turn(
+    cloud: Cloud, redis: Redis, server: RedisServer
+) -> None:
+    project = cloud.project(80)
+    settings = settings_for(
+        cloud, server.url, rate_limit=20, precondition_max_age_s=1, batch_size=200
+    )
+    runs = Runs(redis, settings)
+    run_id = await runs.make(project.jobs(), verify=False, feed=False)
+    async with worker_here(settings) as worker:
+        await asyncio.to_thread(worker.execute, run_id, range(80))
+    assert await runs.check(run_id, cloud, project) == {JobState.ACCEPTED: 80}
+    limit = keys.limiter(cloud.url, project.project_id)
+    given = int(await redis.hget(limit, "slot") or 0)
+    assert project.lists() >= 4
+    # One or two, if this machine stands still for longer than a list has left.
+    assert given - len(cloud.deletes) - len(cloud.reads) <= project.lists() // 2
 
 
 async def test_on_doubt_nothing_is_deleted(cloud: Cloud, redis: Redis, server: RedisServer) -> None:

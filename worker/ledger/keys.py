@@ -162,6 +162,11 @@ def limiter(endpoint: str, project_id: str) -> str:
     return f"{PREFIX}:{{limiter:{endpoint}:{project_id}}}"
 
 
+def late_calls(endpoint: str, project_id: str) -> str:
+    """HASH: number of a slot -> ms by which its call was too late."""
+    return f"{limiter(endpoint, project_id)}:late"
+
+
 def notices(room: str) -> str:
     """HASH: channel|notice id -> a notice on its way and its attempts (JSON)."""
     return f"{PREFIX}:{{{room}}}:notices"
