@@ -134,7 +134,7 @@ def test_the_bounds_that_the_document_tells_are_those_there_are() -> None:
         f"latest {overview.SCAN} runs",
         f"more than {overview.MOST_MARKS:,}",
         f"of the last {overview.DAYS} days",
-        f"{AIM:.1%}".replace("%", " %") + " of the limit",
+        f"{AIM:.0%}".replace("%", " %") + " of the limit",
     ):
         assert sentence in text
 
