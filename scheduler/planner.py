@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -117,7 +118,8 @@ class Planner:
         self._idleness = idleness
         self._retry = retry
         self._listings = Listings(client, limiter, max_age_s=listing_max_age_s)
-        self._at_once = asyncio.Semaphore(AT_ONCE)
+        # Each project has its own places, so that one that is throttled leaves the others theirs.
+        self._places = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(AT_ONCE))
 
     async def plan(
         self,
@@ -209,7 +211,7 @@ class Planner:
         # As with `worker.retry.tried_s`, waiting for a turn is not trying.
         tried_s, attempts = 0.0, 0
         while True:
-            async with self._at_once:
+            async with self._places[project_id]:
                 await self._limiter.permit(project_id)
                 try:
                     return await read()

@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import structlog
@@ -87,7 +88,8 @@ ABSENT = "absent"
 """The fingerprint of a pool that was not there when it was asked for."""
 
 MOST_LOOKS = 3
-"""Reads in a row that may be too old when they arrive, or when the call's turn comes."""
+"""Reads in a row that may be too old when they arrive, or when the call's turn comes; one that its
+turn was given to among them."""
 
 PAUSED_WAIT_S = 5.0
 """A job that finds its project paused is looked at again after so long."""
@@ -332,8 +334,8 @@ class _Task:
             self._permit = await deleter._limiter.permit(job.project_id, patient=False)
             self._turn = asyncio.get_running_loop().time()
             return None
-        self._permit, waited = None, False
-        for _ in range(MOST_LOOKS):
+        self._permit = None
+        for waited in (look > 0 for look in range(MOST_LOOKS)):
             sight = await deleter._inventory.look(
                 job.project_id, job.pool_name, alone=self._alone, has_turn=waited
             )
@@ -344,18 +346,17 @@ class _Task:
                 job.project_id, urgent=waited, patient=False
             )
             if not (waited or self._alone) and deleter._inventory.is_list_due(job.project_id):
-                waited = True  # and its turn goes to the list that all others need soon, too
-                continue
+                continue  # and its turn goes to the list that all others need soon, too
             if end := await self._nodes_in_the_way():
                 return end
             self._turn = asyncio.get_running_loop().time()
             self._sight = sight
             if deleter._inventory.is_fresh(sight):
                 return None
-            if newer := deleter._inventory.known(job.project_id, job.pool_name):
+            newer = deleter._inventory.known(job.project_id, job.pool_name)
+            if newer and not job.check_nodes:  # its nodes were looked at as long ago as the pool
                 self._sight = newer
                 return judge(job, newer.pool)
-            waited = True
         raise _PausedError("waits until the cloud answers fast enough to be sure of the pool")
 
     async def _nodes_in_the_way(self) -> tuple[JobState, str] | None:
@@ -383,7 +384,7 @@ class _Task:
         answer = await self._deleter._client.delete_pool(
             self._job.project_id, self._job.pool_name, before=lambda: self._check(admission)
         )
-        if self._permit is not None:
+        if self._permit is not None and answer.status == HTTPStatus.OK:
             self._permit.answered(answer.duration_s)
         self._is_news = True
         admission.report(ok=is_well(answer))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -144,6 +145,8 @@ class Inventory:
         if not has_turn:
             await self._limiter.permit(project_id, urgent=True, patient=False)
         at = asyncio.get_running_loop().time()
+        if old := self._listings.get(project_id):
+            old.renew_at = math.inf  # if this fails, that is good for as long as it is trusted
         listed = await self._client.list_unread(project_id)
         share = random.uniform(RENEWED_FROM, RENEWED_UNTIL)  # noqa: S311
         self._listings[project_id] = _Listing(listed, at, at + share * self._max_age_s)

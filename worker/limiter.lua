@@ -15,20 +15,21 @@
 --   looked, later       slots given since it was last seen whether all come later than they are
 --                       due, and ms by which the most punctual of them does
 -- KEYS[2]: HASH
---   number of a slot -> ms before which the slot a second's calls after it may not come, since it was
---                       used late
+--   number of a slot -> ms before which the slot a second's calls after it may not come, since it
+--                       was used late
 -- ARGV: 'reserve', limit (calls/s), aim (share of what the cloud bears that is made use of), burst,
 --         permits, ms that a reservation reaches at most, ms ahead from which on nothing is reserved
 --       'try', limit (calls/s), aim, burst
---       'late', limit (calls/s), aim, ms that a reservation reaches at most, number of a slot, ms
---         before which the one a second's calls after it may not come, number ...
+--       'late', limit (calls/s), aim, ms that a reservation reaches at most, number of a slot, when it
+--         was due, ms by which it was used later, number ...
 --       'check', limit (calls/s), aim, number of a slot that was reserved longer ago
 --       'throttle', limit (calls/s), aim, ms to pause, ms since the refused call's slot, ms that a
 --         reservation reaches at most
--- Returns for 'reserve': the clock, when the first slot is due, ms between slots, how many slots, the
--- number of the first, and for each that comes later than it is due: how many are due before it, when
--- it comes; for 'check': 'void', or ms before which it may not come; for 'try': 0 if a slot was free and is taken, else ms until one is; for 'throttle': ms
--- until the next slot, ms between slots; all as text, since numbers would lose their fraction.
+-- Returns for 'reserve': the clock, when the first slot is due, ms between slots, the number of the
+-- first, and for each slot ms before which it may not come, or nothing; for 'check': 'void', or ms
+-- before which it may not come; for 'try': 0 if a slot was free and is taken, else ms until one is; for
+-- 'throttle': ms until the next slot, ms between slots; all as text, since numbers would lose their
+-- fraction.
 
 -- What a closed door leaves of the rate, and what a measured cut leaves at least; and of the limit.
 local CUT, LEAST, FLOOR = 0.5, 0.25, 0.02
@@ -36,6 +37,10 @@ local CUT, LEAST, FLOOR = 0.5, 0.25, 0.02
 local EASE = 0.97
 -- When less than this share was borne, the quota is another one.
 local NEWS = 0.9
+-- The sequence as a whole is put off by no more at once.
+local MOST_LATER_MS = 100
+-- Lua cannot hand over many more arguments at once.
+local MOST_PERMITS = 1000
 -- A refusal speaks of a second's calls: quotas are given in calls a second.
 local SAMPLE_MS = 1000
 -- Of fewer calls a second, half a one more or less is worth a try.
@@ -66,7 +71,7 @@ local stray = tonumber(state[9] or 0) - back
 local hold = tonumber(state[10] or LEAST_HOLD_S)
 local slot = tonumber(state[11] or 0)
 local void = tonumber(state[14] or 0)
-local looked, later = tonumber(state[12] or 0), tonumber(state[13] or math.huge)
+local looked, later = tonumber(state[12] or 0), tonumber(state[13] or MOST_LATER_MS)
 
 local rate, is_probe = limit, false
 if cut then
@@ -88,11 +93,13 @@ local interval = 1000 / rate
 -- So many calls later a second has passed; where they are no whole number, what makes them whole.
 local second = math.max(1, math.floor(rate / aim + 0.001))
 if ARGV[1] == 'late' then
-  for i = 5, #ARGV - 1, 2 do
+  for i = 5, #ARGV - 2, 3 do
+    local earliest = ARGV[i + 1] + ARGV[i + 2] + aim * second * interval
     -- If that one is given away by now, whoever has it for long looks here again before it is used.
     local is_open = ARGV[i] + second >= slot or interval > tonumber(ARGV[4])
-    if is_open and tonumber(ARGV[i + 1]) > now then
-      redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1])
+    -- What lies far ahead is of a clock that was set back since.
+    if is_open and earliest > now and earliest < now + 2 * second * interval + SAMPLE_MS then
+      redis.call('HSET', KEYS[2], ARGV[i], string.format('%.3f', earliest))
     end
   end
   redis.call('PEXPIRE', KEYS[2], math.ceil(2 * second * interval))
@@ -170,26 +177,23 @@ else
   local permits, put_off = 0, 0
   if ARGV[1] == 'reserve' then
     if tat - now <= tonumber(ARGV[7]) then
-      permits = math.max(1, math.min(tonumber(ARGV[5]), math.floor(ARGV[6] / interval)))
+      permits = math.max(1, math.min(tonumber(ARGV[5]), math.floor(ARGV[6] / interval), MOST_PERMITS))
     end
     answer = {
       string.format('%.3f', now), string.format('%.3f', tat), string.format('%.6f', interval),
-      tostring(permits), string.format('%.0f', slot),
+      string.format('%.0f', slot),
     }
     local before = {}
     for i = 1, permits do before[i] = string.format('%.0f', slot + i - 1 - second) end
     for i, earliest in ipairs(permits > 0 and redis.call('HMGET', KEYS[2], unpack(before)) or {}) do
-      local wait = math.max(0, tonumber(earliest or 0) - tat - (i - 1) * interval)
-      if wait > 0 then
-        table.insert(answer, tostring(i - 1))
-        table.insert(answer, earliest)
-      end
+      local late = (tonumber(earliest) or 0) - tat - (i - 1) * interval
       if earliest then redis.call('HDEL', KEYS[2], before[i]) end
-      looked, later = looked + 1, math.min(later, wait)
+      table.insert(answer, earliest or '')
+      looked, later = looked + 1, math.min(later, math.max(0, late))
     end
     -- What is later in all of a second's slots is no single call's lateness.
     if looked >= second then
-      put_off, looked, later = later, 0, math.huge
+      put_off, looked, later = later, 0, MOST_LATER_MS
     end
   elseif tat <= now then
     permits = 1
@@ -207,7 +211,7 @@ redis.call('HSET', KEYS[1], 'tat', string.format('%.3f', tat), 'at', string.form
   'since', string.format('%.3f', since), 'sent', sent, 'refused', refused,
   'stray', string.format('%.3f', stray), 'hold', hold, 'slot', string.format('%.0f', slot),
   'void', string.format('%.0f', void),
-  'looked', looked, 'later', string.format('%.3f', math.min(later, 1e9)))
+  'looked', looked, 'later', string.format('%.3f', later))
 if cut then
   redis.call('HSET', KEYS[1], 'rate', string.format('%.6f', base),
     'plateau', string.format('%.6f', plateau), 'cut', string.format('%.3f', cut))

@@ -22,8 +22,7 @@ import asyncio
 import contextlib
 import math
 from collections import deque
-from dataclasses import dataclass, replace
-from heapq import heappop, heappush
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
@@ -33,9 +32,10 @@ from redis.exceptions import RedisError
 from worker.ledger import keys
 from worker.metrics import SLOT_WAIT_S, THROTTLED
 from worker.retry import MAX_PAUSE_S
+from worker.slots import RedisClock, Slot, Slots, reserved_slots
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from redis.asyncio import Redis
     from redis.commands.core import AsyncScript
@@ -43,20 +43,22 @@ if TYPE_CHECKING:
 AIM = 0.99
 """The share of a quota that is made use of. No call arrives exactly on time: what is left, 10 ms of
 each second, is room for that, and what makes up for calls that were later."""
-LATENESS_S = 0.1
-"""A slot that is not used for so long is lost, so that after a standstill few calls go at once."""
+LEAST_LATE_S = (1 - AIM) / 2
+"""A call that is late by less takes room from no other: of a second, or of what makes its calls a
+whole number, which is half a second at least, they leave that share free."""
 MOST_WAY_S = 0.02
 """No call counts as more than so much longer on its way than the fastest: where answers take now
 longer and now shorter, that says little of when the cloud counts a call."""
 EARLY_S = 0.015
 """So long before a slot its process is awake."""
-MOST_DRIFT = 0.001
-"""No clock gains or loses more on another."""
 BLOCK_S = 0.1
 """A reservation reaches no further than this: long enough to ask Redis seldom, short enough that
 a cut reaches every worker soon."""
 PATIENCE_S = 60.0
 """No slot is reserved farther ahead."""
+
+NO_SLOTS = 3
+"""Parts of the answer to a reservation that gave none, but for the clock."""
 
 log = structlog.get_logger(__name__)
 
@@ -67,7 +69,8 @@ class Quota:
 
     Attributes:
         rate: calls a second, by all workers together; 0 means no limit.
-        burst: calls that may go at once after an idle time.
+        burst: calls that may go at once after an idle time; never more than a second's, unless that
+            has less than one.
     """
 
     rate: float
@@ -234,155 +237,6 @@ class Permit:
         self._limit.tell(self.slot, self._late_s + self._limit.longer_s(duration_s))
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Slot:
-    """A place in the sequence of a project's calls.
-
-    Attributes:
-        at: when the call may be made, in seconds of the event loop's clock.
-        number: its place in the sequence.
-        due: when it would have come if no call had been late, by the same clock; or a little
-            sooner, since the two clocks are not known to the microsecond.
-        due_ms: the same by Redis' clock.
-    """
-
-    at: float
-    number: int
-    due: float
-    due_ms: float
-
-
-class RedisClock:
-    """Where Redis' clock stands by the event loop's: bounds that each answer narrows.
-
-    Source: Cristian, "Probabilistic clock synchronization", 1989.
-    """
-
-    def __init__(self) -> None:
-        self._least, self._most = -math.inf, math.inf
-        self._seen = 0.0
-
-    def heard(self, asked: float, answered: float, redis_ms: float) -> None:
-        """Redis' clock was read between two moments.
-
-        Args:
-            asked, answered: the moments, in seconds of the event loop's clock.
-            redis_ms: what was read.
-        """
-        drift = MOST_DRIFT * (answered - self._seen)
-        least, most = asked - redis_ms / 1000, answered - redis_ms / 1000
-        # Else one of the clocks was set.
-        if least <= self._most + drift and most >= self._least - drift:
-            least, most = max(least, self._least - drift), min(most, self._most + drift)
-        self._least, self._most, self._seen = least, most, answered
-
-    def earliest(self, redis_ms: float) -> float:
-        """Seconds of the event loop's clock at which Redis' comes to that at the earliest."""
-        return redis_ms / 1000 + self._least
-
-    def latest(self, redis_ms: float) -> float:
-        """Seconds of the event loop's clock at which Redis' has come to that for certain."""
-        return redis_ms / 1000 + self._most
-
-
-def reserved_slots(
-    first_ms: float,
-    interval_ms: float,
-    count: int,
-    number: int,
-    put_off: Sequence[str],
-    clock: RedisClock,
-) -> list[Slot]:
-    """The slots of a reservation.
-
-    Args:
-        first_ms: when the first is due, in ms of Redis' clock.
-        interval_ms: ms between them.
-        count: how many.
-        number: the number of the first.
-        put_off: for each that comes later than it is due: how many are due before it, and when it
-            comes, in ms of Redis' clock.
-        clock: Redis' clock.
-    """
-    due_ms = [first_ms + each * interval_ms for each in range(count)]
-    come_ms = dict(enumerate(due_ms))
-    come_ms |= zip(map(int, put_off[::2]), map(float, put_off[1::2]), strict=True)
-    return [
-        # None comes before it has come on Redis' clock for certain.
-        Slot(clock.latest(come_ms[each]), number + each, clock.earliest(due), due)
-        for each, due in enumerate(due_ms)
-    ]
-
-
-class Slots:
-    """Reserved slots, to be used in their order in time.
-
-    Attributes:
-        interval: seconds between them.
-        end: when the first comes that is not reserved, in seconds of the event loop's clock.
-
-    Args:
-        interval, end: what they are at first.
-    """
-
-    def __init__(self, interval: float, end: float) -> None:
-        self.interval = interval
-        self.end = end
-        self._added = end
-        self._heap: list[Slot] = []
-
-    def add(self, slots: Sequence[Slot], interval: float, end: float, now: float) -> None:
-        """Take in what was reserved at a moment, and where it ends."""
-        for slot in slots:
-            heappush(self._heap, slot)
-        self.interval = interval
-        self.end = end
-        self._added = now
-
-    def age_s(self, now: float) -> float:
-        """Seconds since the last were reserved."""
-        return now - self._added
-
-    def take(self, now: float, lateness: float) -> Slot | None:
-        """Use the next slot.
-
-        Args:
-            now: seconds of the event loop's clock.
-            lateness: seconds after its time that a slot may still be used.
-
-        Returns:
-            The slot, to be used when its time has come; None: more must be reserved first.
-        """
-        while self._heap and self._heap[0].at < now - lateness:
-            heappop(self._heap)
-        # One that was put off may come after some that are not reserved yet.
-        if self._heap and self._heap[0].at <= self.end:
-            return heappop(self._heap)
-        return None
-
-    @property
-    def next_at(self) -> float:
-        """When the next one comes, reserved or not, in seconds of the event loop's clock."""
-        return min(self._heap[0].at, self.end) if self._heap else self.end
-
-
-def follower_ms(slot: Slot, late_s: float, interval: float) -> float | None:
-    """Before when the slot a second's calls after one that was used late may not come.
-
-    Args:
-        slot: the slot.
-        late_s: seconds after it was due that its call was made.
-        interval: seconds between slots.
-
-    Returns:
-        ms of Redis' clock; None: the call was not so late that it would make a difference.
-    """
-    second = max(1, int(1 / interval / AIM + 0.001))
-    if late_s <= second * interval * (1 - AIM):
-        return None
-    return slot.due_ms + 1000 * (late_s + second * interval * AIM)
-
-
 @dataclass(frozen=True, slots=True)
 class _Waiter:
     """A call that waits for its slot."""
@@ -404,7 +258,7 @@ class _ProjectLimit:
         self._slots = Slots(1 / quota.rate if quota.rate else 0, end=0)
         self._server: asyncio.Task[None] | None = None
         self._clock = RedisClock()
-        self._late: dict[int, float] = {}
+        self._late: dict[int, tuple[float, float]] = {}
         self._teller: asyncio.Task[None] | None = None
         self._fastest_s = math.inf
         self._waits = SLOT_WAIT_S.labels(endpoint)
@@ -436,10 +290,10 @@ class _ProjectLimit:
         return min(MOST_WAY_S, duration_s - self._fastest_s)
 
     def tell(self, slot: Slot, late_s: float) -> None:
-        """Let all workers know of a call if it was too late."""
-        if (earliest_ms := follower_ms(slot, late_s, self._slots.interval)) is None:
+        """Let all workers know of a call if it was so late that it could matter."""
+        if late_s <= LEAST_LATE_S:
             return
-        self._late[slot.number] = earliest_ms
+        self._late[slot.number] = slot.due_ms, late_s
         if self._teller is None or self._teller.done():
             self._teller = asyncio.create_task(self._tell())
 
@@ -448,8 +302,10 @@ class _ProjectLimit:
         with contextlib.suppress(RedisError):
             while self._late:
                 late, self._late = self._late, {}
-                pairs = ((number, f"{at_ms:.3f}") for number, at_ms in late.items())
-                await self._ask("late", BLOCK_S * 1000, *(each for pair in pairs for each in pair))
+                told: list[float | str] = []
+                for number, (due_ms, late_s) in late.items():
+                    told += [number, f"{due_ms:.3f}", 1000 * late_s]
+                await self._ask("late", 1000 * BLOCK_S, *told)
 
     async def throttled(self, pause_s: float, sent_ago_s: float) -> None:
         delay_ms, interval_ms = await self._ask(
@@ -467,18 +323,16 @@ class _ProjectLimit:
         try:
             while self._next() is not None:
                 slots = self._slots
-                lateness = LATENESS_S + (self.quota.burst - 1) * slots.interval
-                if (slot := slots.take(loop.time(), lateness)) is None:
+                if (slot := slots.take(loop.time())) is None:
                     await self._reserve(slots)
                     continue
                 # A long sleep ends late, and its process is slow at first.
                 if (delay := slot.at - loop.time()) > EARLY_S:
                     await asyncio.sleep(delay - EARLY_S)
-                    if slots.age_s(loop.time()) > BLOCK_S:
-                        if (earliest := await self._check(slot)) is None:
-                            self._slots = Slots(slots.interval, end=0)
+                    if loop.time() - slot.reserved > BLOCK_S:
+                        if (checked := await self._check(slot)) is None:
                             continue
-                        slot = replace(slot, at=max(slot.at, earliest))
+                        slot = checked
                 if (delay := slot.at - loop.time()) > 0:
                     await asyncio.sleep(delay)
                 if slots is not self._slots:
@@ -493,27 +347,29 @@ class _ProjectLimit:
         loop = asyncio.get_running_loop()
         asked = loop.time()
         wanted = len(self._urgent) + len(self._ordinary)
-        now_ms, due_ms, each_ms, granted, number, *later = await self._ask(
+        now_ms, *answer = await self._ask(
             "reserve", self.quota.burst, wanted, BLOCK_S * 1000, PATIENCE_S * 1000
         )
+        answered = loop.time()
+        self._clock.heard(asked, answered, float(now_ms))
         if slots is not self._slots:
             return  # a pause was asked for in the meantime
-        clock, first_ms, interval_ms = self._clock, float(due_ms), float(each_ms)
-        count = int(granted)
-        clock.heard(asked, loop.time(), float(now_ms))
-        reserved = reserved_slots(first_ms, interval_ms, count, int(number), later, clock)
-        end = clock.latest(first_ms + count * interval_ms)
-        slots.add(reserved, interval_ms / 1000, end, loop.time())
-        if not reserved:
-            await self._wait_long(end - loop.time())
+        reserved, interval, end = reserved_slots(answer, self._clock, answered)
+        slots.add(reserved, interval, end)
+        if len(answer) == NO_SLOTS:
+            await self._wait_long(end - answered)
 
-    async def _check(self, slot: Slot) -> float | None:
-        """When a slot that was reserved longer ago may come, in seconds of the event loop's clock.
+    async def _check(self, slot: Slot) -> Slot | None:
+        """A slot that was reserved longer ago, as it is now.
 
-        Returns None if it is void: the cloud has asked another worker for a pause.
+        Returns None if it is lost: the one that it follows was very late, or the cloud has asked
+        another worker for a pause; then so are all others.
         """
         (answer,) = await self._ask("check", slot.number)
-        return None if answer == "void" else self._clock.latest(float(answer))
+        if answer == "void":
+            self._slots = Slots(self._slots.interval, end=0)
+            return None
+        return slot.put_off(float(answer), self._clock)
 
     async def _ask(self, what: str, *args: float | str) -> list[str]:
         asked = [what, self.quota.rate * AIM, AIM, *args]

@@ -13,12 +13,13 @@ from sandbox.config import SandboxConfig
 from sandbox.fleet import Behaviour, Category
 from sandbox.server import RunningSandbox, running_sandbox
 from scheduler import policy
-from scheduler.planner import TRIES
+from scheduler.planner import AT_ONCE, TRIES
+from scheduler.selection import matching
 from scheduler.sweep import Office, plan_policy
 from tests.conftest import until
 from tests.sweep.conftest import FUTURE, PAST, document
 from worker.ledger import Ledger
-from worker.projects import Directory
+from worker.projects import Directory, Project
 from worker.settings import Settings
 
 if TYPE_CHECKING:
@@ -104,6 +105,36 @@ async def desk(redis_client: Redis) -> AsyncIterator[Desk]:
 
 
 EXPIRED = "match: {expired: {}}"
+
+
+async def test_a_project_whose_reads_wait_holds_up_no_other(redis_client: Redis) -> None:
+    async with running_sandbox(SandboxConfig(pools=0, projects=2)) as running:
+        slow, quick = running.cloud.projects
+        for project_id, count in ((slow, AT_ONCE + 10), (quick, 1)):
+            for _ in range(count):
+                tags = document(tags={"expires-at": PAST})
+                running.cloud.add(project_id, tags, Category.UNTAGGED, Behaviour.NORMAL)
+        token = SecretStr(running.config.token)
+        settings = Settings(endpoint=running.url, token=token, rate_limit=0)
+        own = {"slow": Project(id=slow, rate_limit=0.2, rate_burst=2)}
+        office = Office(Directory(settings, own), redis_client, Ledger(redis_client))
+        text = f"projects:\n  it: {{id: {quick}}}\npolicies:\n  it:\n    projects: [it]\n    {EXPIRED}\n"
+        rules = matching(policy.parse(text).policies["it"].match)
+        async with office.planner(running.url) as planner:
+            now = datetime.now(UTC)
+            waiting = asyncio.create_task(planner.plan(slow, rules, now))
+            await until(lambda: _asked_for_nodes(running, slow))
+            async with asyncio.timeout(15):
+                plan = await planner.plan(quick, rules, now)
+            assert [row.delete for row in plan.decisions] == [True]
+            assert not waiting.done()
+            waiting.cancel()
+
+
+async def _asked_for_nodes(running: RunningSandbox, project_id: str) -> bool:
+    return any(
+        project_id in call.path and call.path.endswith("/nodes") for call in running.server.calls
+    )
 
 
 async def test_facts_are_asked_for_only_where_cheaper_matchers_let_a_pool_through(

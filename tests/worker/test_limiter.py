@@ -19,20 +19,17 @@ from redis.exceptions import RedisError
 from tests.conftest import until
 from tests.worker.conftest import Runs, environment, settings_for
 from worker.ledger import keys
-from worker.limiter import (
-    AIM,
+from worker.limiter import MOST_WAY_S, PATIENCE_S, Limiter, LongWaitError, Quota
+from worker.retry import MAX_PAUSE_S
+from worker.slots import (
+    LATENESS_S,
     MOST_DRIFT,
-    MOST_WAY_S,
-    PATIENCE_S,
-    Limiter,
-    LongWaitError,
-    Quota,
+    MOST_PUT_OFF_S,
     RedisClock,
     Slot,
     Slots,
-    follower_ms,
+    reserved_slots,
 )
-from worker.retry import MAX_PAUSE_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -87,41 +84,53 @@ def busiest(times: Sequence[float], window_s: float) -> int:
 @given(
     at=st.lists(st.floats(0, 5), unique=True, max_size=50),
     end=st.floats(0, 6),
-    lateness=st.floats(0.002, 2),
     steps=st.lists(st.floats(0, 1), max_size=60),
 )
 def test_slots_come_in_order_at_most_once_and_never_too_late(
-    at: list[float], end: float, lateness: float, steps: list[float]
+    at: list[float], end: float, steps: list[float]
 ) -> None:
     slots = Slots(interval=0.1, end=0)
-    slots.add([Slot(each, number, each, 0) for number, each in enumerate(at)], 0.1, end, now=0)
+    slots.add([Slot(each, number, each, 0, 0) for number, each in enumerate(at)], 0.1, end)
     now, taken = 0.0, []
     for step in steps:
         now += step
         assert slots.next_at <= end
-        if (slot := slots.take(now, lateness)) is not None:
+        if (slot := slots.take(now)) is not None:
             taken.append(slot)
-            assert slot.at >= now - lateness
-            assert slot.at <= end
+            assert slot.at >= now - LATENESS_S
+            assert slot.at <= max(now, end)
     assert len(set(taken)) == len(taken)
     assert taken == sorted(taken)
 
 
-@given(late_s=st.floats(-1, 5), rate=st.floats(0.1, 500))
-def test_only_who_is_later_than_a_second_leaves_room_for_puts_off_another(
-    late_s: float, rate: float
+@given(
+    back_s=st.floats(0, 5),
+    lates=st.lists(st.one_of(st.none(), st.floats(-1, 3_600)), min_size=1, max_size=20),
+    first_s=st.floats(-1, 5),
+)
+def test_a_reserved_slot_is_never_early_nor_lost_since_the_answer_took_its_time(
+    back_s: float, lates: list[float | None], first_s: float
 ) -> None:
-    interval = 1 / (rate * AIM)
-    slot = Slot(at=0, number=0, due=0, due_ms=5_000)
-    earliest_ms = follower_ms(slot, late_s, interval)
-    second = max(1, int(rate + 0.001))
-    follows_ms = 5_000 + 1000 * second * interval
-    if earliest_ms is None:
-        assert 5_000 + 1000 * (late_s + second / rate) <= follows_ms + 1e-6
-    else:
-        assert earliest_ms > follows_ms - 1e-6
-        # A second after it was made, or what makes the calls of a second a whole number.
-        assert earliest_ms == pytest.approx(5_000 + 1000 * (late_s + second / rate))
+    clock = RedisClock()
+    clock.heard(0, 0.001, 0)
+    clock.heard(1, 1 + back_s, 1_000)
+    due = [1 + first_s + 0.1 * each for each in range(len(lates))]
+    earliest = [
+        "" if late is None else str(1000 * (at + late)) for at, late in zip(due, lates, strict=True)
+    ]
+    slots, interval, end = reserved_slots(
+        [f"{1000 * due[0]}", "100", "7", *earliest], clock, 1 + back_s
+    )
+    assert interval == pytest.approx(0.1)
+    assert end >= due[0] + 0.1 * len(lates) - 1e-6
+    kept = {slot.number - 7: slot for slot in slots}
+    for each, late in enumerate(lates):
+        # Put off by more, it is lost: as after the clock was set back.
+        assert (each in kept) == (late is None or late <= MOST_PUT_OFF_S + 1e-9)
+    for each, slot in kept.items():
+        assert slot.at >= max(1 + back_s, due[each] + (lates[each] or 0) - 1e-6)
+        assert slot.at <= max(1 + back_s, due[each] + max(lates[each] or 0, 0) + clock.width + 0.01)
+        assert slot.due <= due[each] + 1e-6
 
 
 @given(
@@ -202,9 +211,11 @@ async def test_a_call_that_goes_out_late_puts_off_the_one_a_second_later_and_no_
     rest = [other.permit(project) for _ in range(2 * rate)]
     slots = [each.slot for each in await asyncio.gather(*permits, *rest) if each]
     ends = permit.slot.number + 1.5 * rate
-    (put_off,) = [slot for slot in slots if slot.at - slot.due > 0.15 and slot.number < ends]
-    assert put_off.number == permit.slot.number + rate
-    assert put_off.at == pytest.approx(made + 1, abs=0.05)
+    put_off = {slot.number: slot for slot in slots if slot.at - slot.due > 0.15}
+    # Others may have been late, too, if this machine stood still.
+    assert permit.slot.number + rate in put_off
+    assert len([number for number in put_off if number < ends]) <= 3
+    assert put_off[permit.slot.number + rate].at >= made + 1 - 0.005
 
 
 async def test_the_way_of_a_call_counts_by_what_it_took_longer_than_others(
@@ -213,17 +224,18 @@ async def test_the_way_of_a_call_counts_by_what_it_took_longer_than_others(
     one, told = limiter(1_000), keys.late_calls(ENDPOINT, project)
     permit = await one.permit(project)
     assert permit is not None
-    permit.slot = replace(permit.slot, due=asyncio.get_running_loop().time(), number=1_000_000)
+    now = asyncio.get_running_loop().time()
+    due_ms = await server_ms(redis)
+    permit.slot = replace(permit.slot, due=now, due_ms=due_ms, number=1_000_000)
     permit.sent()
     for duration_s in (0.3, 0.3, 0.301, 0.302):
         permit.answered(duration_s)
-    await asyncio.sleep(0)
     await one.permit(project)
-    assert not await redis.exists(told)
+    assert not await redis.hexists(told, "1000000")
     permit.answered(5)
-    await until(lambda: redis.exists(told))
-    (earliest_ms,) = map(float, await redis.hvals(told))
-    assert earliest_ms - permit.slot.due_ms - 1000 == pytest.approx(1000 * MOST_WAY_S, abs=10)
+    await until(lambda: redis.hexists(told, "1000000"))
+    earliest_ms = float(await redis.hget(told, "1000000") or 0)
+    assert earliest_ms - permit.slot.due_ms - 1000 == pytest.approx(1000 * MOST_WAY_S, abs=5)
 
 
 async def test_calls_go_first_come_first_served_but_for_urgent_ones(
@@ -307,6 +319,25 @@ async def test_a_slot_that_is_held_for_long_is_void_when_another_is_asked_to_pau
 
 async def _has_given(redis: Redis, project: str, count: int) -> bool:
     return (await state(redis, project))["slot"] == count
+
+
+async def test_redis_clock_that_is_set_back_after_late_calls_stops_nobody(
+    limiter: Callable[..., Limiter], redis: Redis, project: str
+) -> None:
+    """As it is in Redis then: what was kept lies an hour ahead."""
+    one = limiter(2)
+    permit = await one.permit(project)
+    assert permit is not None
+    hour_ahead = await server_ms(redis) + 3_600_000
+    for number in range(10):
+        await redis.hset(keys.late_calls(ENDPOINT, project), f"{number}", f"{hour_ahead}")
+    # A call from before.
+    permit.slot = replace(permit.slot, due_ms=hour_ahead, number=20, due=permit.slot.due - 0.2)
+    permit.sent()
+    async with asyncio.timeout(20):
+        # All that are kept are of a second's calls at the most.
+        await asyncio.gather(*(one.permit(project) for _ in range(3)))
+    assert not await redis.hexists(keys.late_calls(ENDPOINT, project), "20")
 
 
 # Without waiting

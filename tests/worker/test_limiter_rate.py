@@ -19,18 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from worker.limiter import (
-    AIM,
-    BLOCK_S,
-    LATENESS_S,
-    MOST_WAY_S,
-    PATIENCE_S,
-    RedisClock,
-    Slot,
-    Slots,
-    follower_ms,
-    reserved_slots,
-)
+from worker.limiter import AIM, BLOCK_S, LEAST_LATE_S, MOST_WAY_S, NO_SLOTS, PATIENCE_S
+from worker.slots import LATENESS_S, RedisClock, Slot, Slots, reserved_slots
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -119,6 +109,8 @@ class Simulation:
         self._way = way
         self._random = random.Random(1)
         self._begin = 1e9
+        self._clock = RedisClock()
+        self._clock.heard(0, 0, 1000 * self._begin)
         self._now = 0.0
         self._steps = itertools.count()
         self._ahead: list[tuple[float, int, Callable[[], Awaitable[None]]]] = []
@@ -142,7 +134,7 @@ class Simulation:
 
     async def _turn(self, worker: int) -> None:
         slots = self._slots[worker]
-        slot = slots.take(self._now, LATENESS_S)
+        slot = slots.take(self._now)
         if slot is None:
             wait_s = await self._reserve(slots)
             return self._later(self._now + wait_s, partial(self._turn, worker))
@@ -152,28 +144,24 @@ class Simulation:
 
     async def _reserve(self, slots: Slots) -> float:
         """More slots for a worker, or the seconds until it asks again."""
-        now_ms, due_ms, interval_ms, granted, number, *later = await self._ask(
-            "reserve", 1, 1000, 1000 * BLOCK_S, 1000 * PATIENCE_S
-        )
-        first, interval, count = float(due_ms), float(interval_ms), int(granted)
-        clock = RedisClock()
-        clock.heard(0, 0, 1000 * self._begin)
-        reserved = reserved_slots(first, interval, count, int(number), later, clock)
-        slots.add(reserved, interval / 1000, clock.latest(first + count * interval), self._now)
-        return 0 if reserved else (first - float(now_ms)) / 1000
+        now_ms, *answer = await self._ask("reserve", 1, 1000, 1000 * BLOCK_S, 1000 * PATIENCE_S)
+        slots.add(*reserved_slots(answer, self._clock, self._now))
+        return 0 if answer[NO_SLOTS:] else (float(answer[0]) - float(now_ms)) / 1000
 
     async def _call(self, worker: int, slots: Slots, slot: Slot) -> None:
         self._later(self._now, partial(self._turn, worker))
         if slots is not self._slots[worker]:
             return  # taken back
-        late_s = self._random.uniform(0, self._way.late)
-        if slots.age_s(self._now) > BLOCK_S:
+        if self._now - slot.reserved > BLOCK_S:
             (answer,) = await self._ask("check", slot.number)
             if answer == "void":
                 self._slots[worker] = Slots(slots.interval, end=0)
                 return
-            late_s += max(0, float(answer) / 1000 - self._begin - self._now)
-        self._later(self._now + late_s, partial(self._send, worker, slot))
+            if (checked := slot.put_off(float(answer), self._clock)) is None:
+                return
+            slot = checked
+        late_s = self._random.uniform(0, self._way.late)
+        self._later(max(self._now, slot.at) + late_s, partial(self._send, worker, slot))
 
     async def _send(self, worker: int, slot: Slot) -> None:
         late_s, longer_s = self._now - slot.due, self._random.uniform(0, self._way.longer)
@@ -198,9 +186,8 @@ class Simulation:
             self._slots[worker] = Slots(float(interval_ms) / 1000, end)
 
     async def _tell(self, worker: int, slot: Slot, late_s: float) -> None:
-        earliest_ms = follower_ms(slot, late_s, self._slots[worker].interval)
-        if earliest_ms is not None:
-            await self._ask("late", 1000 * BLOCK_S, slot.number, earliest_ms)
+        if late_s > LEAST_LATE_S:
+            await self._ask("late", 1000 * BLOCK_S, slot.number, slot.due_ms, 1000 * late_s)
 
     async def _ask(self, what: str, *args: float) -> list[str]:
         whole, part = divmod(self._begin + self._now, 1)

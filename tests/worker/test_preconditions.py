@@ -314,3 +314,36 @@ async def test_a_pool_that_changes_while_its_nodes_are_read_is_skipped(
     (skipped,) = await runs.jobs(run_id)
     assert (skipped.state, "poolsweep/protect" in skipped.reason) == (JobState.SKIPPED, True)
     assert not cloud.deletes
+
+
+async def test_nodes_are_looked_at_anew_when_the_call_has_to_wait_for_long(
+    cloud: Cloud, redis: Redis, server: RedisServer
+) -> None:
+    project = cloud.project(60)
+    settings = settings_for(
+        cloud, server.url, rate_limit=20, precondition_max_age_s=1, batch_size=200
+    )
+    runs = Runs(redis, settings)
+    jobs = [replace(job, check_nodes=True) for job in project.jobs()]
+    run_id = await runs.make(jobs, verify=False, feed=False)
+    renewed_ms: list[int] = []
+
+    async def answer(request: web.Request) -> web.Response | None:
+        if request.path.endswith("/nodes"):
+            mode = "1" if renewed_ms else "0"
+            await asyncio.sleep(0.4)  # so that several wait for their DELETE's turn when it comes
+            annotations = {"os.modelarts/billing.mode": mode}
+            return json_response({"items": [{"metadata": {"annotations": annotations}}]})
+        if request.method == "DELETE" and len(cloud.deletes) == 5:
+            renewed_ms.append(cloud.deletes[-1][1])
+            return refused(429, "APIG.0308", "slow down", Retry_After="3")
+        return None
+
+    cloud.gateway = answer
+    async with worker_here(settings) as worker:
+        await asyncio.to_thread(worker.execute, run_id, range(60))
+    (then_ms,) = renewed_ms
+    assert max(at_ms for _, at_ms in cloud.deletes) < then_ms + 2_000
+    skipped = [job for job in await runs.jobs(run_id) if job.state is JobState.SKIPPED]
+    assert all("prepaid nodes" in job.reason for job in skipped)
+    assert len(skipped) >= 20

@@ -163,7 +163,7 @@ def limiter(endpoint: str, project_id: str) -> str:
 
 
 def late_calls(endpoint: str, project_id: str) -> str:
-    """HASH: number of a slot -> ms by which its call was too late."""
+    """HASH: number of a slot whose call was late -> ms before which the one it may crowd waits."""
     return f"{limiter(endpoint, project_id)}:late"
 
 

@@ -1,0 +1,168 @@
+"""A project's slots as one worker holds them, and the clock that they are kept by: no I/O."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+LATENESS_S = 0.1
+"""A slot that is not used for so long is lost, so that after a standstill few calls go at once."""
+MOST_PUT_OFF_S = 0.5
+"""A slot that would come so much later than it is due is lost: else the one a second's calls after
+it might be given away before it is used."""
+MOST_DRIFT = 0.001
+"""No clock gains or loses more on another."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Slot:
+    """A place in the sequence of a project's calls.
+
+    Attributes:
+        at: when the call may be made, in seconds of the event loop's clock.
+        number: its place in the sequence.
+        due: when it would have come if no call had been late, by the same clock; or a little
+            sooner, since the two clocks are not known to the microsecond.
+        due_ms: the same by Redis' clock.
+        reserved: when it was reserved, in seconds of the event loop's clock.
+    """
+
+    at: float
+    number: int
+    due: float
+    due_ms: float
+    reserved: float
+
+    def put_off(self, earliest_ms: float, clock: RedisClock) -> Slot | None:
+        """The slot when another was late.
+
+        Args:
+            earliest_ms: ms of Redis' clock before which it may not come; as with `due_ms`, as that
+                was when it was reserved, should it have been set since.
+            clock: Redis' clock.
+
+        Returns:
+            The slot; None: it is lost.
+        """
+        later_s = (earliest_ms - self.due_ms) / 1000
+        if later_s > MOST_PUT_OFF_S:
+            return None
+        return replace(self, at=max(self.at, self.due + clock.width + later_s))
+
+
+class RedisClock:
+    """Where Redis' clock stands by the event loop's: bounds that each answer narrows.
+
+    Source: Cristian, "Probabilistic clock synchronization", 1989.
+    """
+
+    def __init__(self) -> None:
+        self._least, self._most = -math.inf, math.inf
+        self._seen = 0.0
+
+    def heard(self, asked: float, answered: float, redis_ms: float) -> None:
+        """Redis' clock was read between two moments.
+
+        Args:
+            asked, answered: the moments, in seconds of the event loop's clock.
+            redis_ms: what was read.
+        """
+        drift = MOST_DRIFT * (answered - self._seen)
+        least, most = asked - redis_ms / 1000, answered - redis_ms / 1000
+        # Else one of the clocks was set.
+        if least <= self._most + drift and most >= self._least - drift:
+            least, most = max(least, self._least - drift), min(most, self._most + drift)
+        self._least, self._most, self._seen = least, most, answered
+
+    @property
+    def width(self) -> float:
+        """Seconds by which it may be off."""
+        return self._most - self._least
+
+    def earliest(self, redis_ms: float) -> float:
+        """Seconds of the event loop's clock at which Redis' comes to that at the earliest."""
+        return redis_ms / 1000 + self._least
+
+    def latest(self, redis_ms: float) -> float:
+        """Seconds of the event loop's clock at which Redis' has come to that for certain."""
+        return redis_ms / 1000 + self._most
+
+
+def reserved_slots(
+    answer: Sequence[str], clock: RedisClock, answered: float
+) -> tuple[list[Slot], float, float]:
+    """What a reservation gave.
+
+    Args:
+        answer: what the script answered to `reserve`, but for the clock.
+        clock: Redis' clock.
+        answered: when the answer came, in seconds of the event loop's clock.
+
+    Returns:
+        The slots, those that are lost left out; the seconds between slots; and when the first comes
+        that is not reserved, in seconds of the event loop's clock.
+    """
+    first_ms, interval_ms, number = float(answer[0]), float(answer[1]), int(answer[2])
+    slots = []
+    for each, earliest_ms in enumerate(answer[3:]):
+        due_ms = first_ms + each * interval_ms
+        # Never before it has come on Redis' clock for certain; and however late the answer is, the
+        # slots that it brings are not lost.
+        at = max(answered, clock.latest(due_ms))
+        slot = Slot(at, number + each, clock.earliest(due_ms), due_ms, answered)
+        if not earliest_ms:
+            slots.append(slot)
+        elif later := slot.put_off(float(earliest_ms), clock):
+            slots.append(later)
+    end = clock.latest(first_ms + len(answer[3:]) * interval_ms)
+    return slots, interval_ms / 1000, end
+
+
+class Slots:
+    """Reserved slots, to be used in their order in time.
+
+    Attributes:
+        interval: seconds between them.
+        end: when the first comes that is not reserved, in seconds of the event loop's clock.
+
+    Args:
+        interval, end: what they are at first.
+    """
+
+    def __init__(self, interval: float, end: float) -> None:
+        self.interval = interval
+        self.end = end
+        self._heap: list[Slot] = []
+
+    def add(self, slots: Sequence[Slot], interval: float, end: float) -> None:
+        """Take in what was reserved, and where it ends."""
+        for slot in slots:
+            heappush(self._heap, slot)
+        self.interval = interval
+        self.end = end
+
+    def take(self, now: float) -> Slot | None:
+        """Use the next slot.
+
+        Args:
+            now: seconds of the event loop's clock.
+
+        Returns:
+            The slot, to be used when its time has come; None: more must be reserved first.
+        """
+        while self._heap and self._heap[0].at < now - LATENESS_S:
+            heappop(self._heap)
+        # One that was put off may come after some that are not reserved yet.
+        if self._heap and self._heap[0].at <= max(now, self.end):
+            return heappop(self._heap)
+        return None
+
+    @property
+    def next_at(self) -> float:
+        """When the next one comes, reserved or not, in seconds of the event loop's clock."""
+        return min(self._heap[0].at, self.end) if self._heap else self.end
