@@ -37,6 +37,8 @@ local CUT, LEAST, FLOOR = 0.5, 0.25, 0.02
 local EASE = 0.97
 -- When less than this share was borne, the quota is another one.
 local NEWS = 0.9
+-- What follows a late call is put off by a little more, since clocks are not exact.
+local MARGIN_MS = 0.5
 -- The sequence as a whole is put off by no more at once.
 local MOST_LATER_MS = 100
 -- Lua cannot hand over many more arguments at once.
@@ -94,7 +96,7 @@ local interval = 1000 / rate
 local second = math.max(1, math.floor(rate / aim + 0.001))
 if ARGV[1] == 'late' then
   for i = 5, #ARGV - 2, 3 do
-    local earliest = ARGV[i + 1] + ARGV[i + 2] + aim * second * interval
+    local earliest = ARGV[i + 1] + ARGV[i + 2] + aim * second * interval + MARGIN_MS
     -- If that one is given away by now, whoever has it for long looks here again before it is used.
     local is_open = ARGV[i] + second >= slot or interval > tonumber(ARGV[4])
     -- What lies far ahead is of a clock that was set back since.
