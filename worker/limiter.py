@@ -9,11 +9,13 @@ A cloud counts the calls of any second as they arrive. The one that comes a seco
 that was late would be too many, and so it is put off as much, and no other: the workers tell each
 other of late calls.
 
-A 429 cuts the rate for everybody by the share of calls that were refused (as DCTCP does, RFC 8257),
-so that one stray refusal costs little and a quota that shrank is found in a second or two. Where
-all is refused, the rate is halved and comes back by doubling (slow start, Jacobson 1988) up to what
-was borne before. What is borne is kept for a while, and twice as long after each further refusal of
-a little too much; then it probes for more, slowly at first (the convex half of CUBIC, RFC 9438).
+A 429 that asks for a pause takes back what all workers have reserved. The second after the pause is
+a clean one: as many calls as pass in it before the next refusal are the quota, if it has shrunk.
+Without a pause the rate is cut by the share of calls that were refused (as DCTCP does, RFC 8257).
+One stray refusal costs no rate. Where all is refused, the rate is halved and comes back by doubling
+(slow start, Jacobson 1988) up to what was borne before. What is borne is kept for a while, and
+twice as long after each further refusal of a little too much; then it probes for more, slowly at
+first (the convex half of CUBIC, RFC 9438).
 """
 
 from __future__ import annotations
