@@ -335,7 +335,8 @@ class _Task:
             self._turn = asyncio.get_running_loop().time()
             return None
         self._permit = None
-        for waited in (look > 0 for look in range(MOST_LOOKS)):
+        for look in range(MOST_LOOKS):
+            waited = look > 0
             sight = await deleter._inventory.look(
                 job.project_id, job.pool_name, alone=self._alone, has_turn=waited
             )

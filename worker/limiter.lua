@@ -22,12 +22,12 @@
 --       'try', limit (calls/s), aim, burst
 --       'late', limit (calls/s), aim, ms that a reservation reaches at most, number of a slot, when it
 --         was due, ms by which it was used later, number ...
---       'check', limit (calls/s), aim, number of a slot that was reserved longer ago
+--       'check', limit (calls/s), aim, numbers of slots that were reserved longer ago
 --       'throttle', limit (calls/s), aim, ms to pause, ms since the refused call's slot, ms that a
 --         reservation reaches at most
 -- Returns for 'reserve': the clock, when the first slot is due, ms between slots, the number of the
--- first, and for each slot ms before which it may not come, or nothing; for 'check': 'void', or ms
--- before which it may not come; for 'try': 0 if a slot was free and is taken, else ms until one is; for
+-- first, and for each slot ms before which it may not come, or nothing; for 'check': the same
+-- for each, 'inf' if a pause took it back; for 'try': 0 if a slot was free and is taken, else ms until one is; for
 -- 'throttle': ms until the next slot, ms between slots; all as text, since numbers would lose their
 -- fraction.
 
@@ -98,20 +98,24 @@ if ARGV[1] == 'late' then
   for i = 5, #ARGV - 2, 3 do
     local earliest = ARGV[i + 1] + ARGV[i + 2] + aim * second * interval + MARGIN_MS
     -- If that one is given away by now, whoever has it for long looks here again before it is used.
-    local is_open = ARGV[i] + second >= slot or interval > tonumber(ARGV[4])
+    local is_open = ARGV[i] + second >= slot or ARGV[i + 1] + second * interval > now + ARGV[4]
     -- What lies far ahead is of a clock that was set back since.
     if is_open and earliest > now and earliest < now + 2 * second * interval + SAMPLE_MS then
       redis.call('HSET', KEYS[2], ARGV[i], string.format('%.3f', earliest))
     end
+    -- Told once more after it was looked for, it would stay.
+    redis.call('HDEL', KEYS[2], string.format('%.0f', ARGV[i] - second))
   end
   redis.call('PEXPIRE', KEYS[2], math.ceil(2 * second * interval))
   return {}
 elseif ARGV[1] == 'check' then
-  if tonumber(ARGV[4]) < void then return { 'void' } end
-  local before = string.format('%.0f', ARGV[4] - second)
-  local earliest = redis.call('HGET', KEYS[2], before) or '0'
-  redis.call('HDEL', KEYS[2], before)
-  return { earliest }
+  local found = {}
+  for i = 4, #ARGV do
+    local before = string.format('%.0f', ARGV[i] - second)
+    found[i - 3] = tonumber(ARGV[i]) < void and 'inf' or redis.call('HGET', KEYS[2], before) or ''
+    redis.call('HDEL', KEYS[2], before)
+  end
+  return found
 end
 
 -- An idle time earns at most a burst of slots that have passed already.

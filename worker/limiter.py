@@ -3,7 +3,7 @@
 Generic cell rate algorithm (ITU-T I.371, "virtual scheduling"), with the cell's theoretical
 arrival time in Redis and on its clock. A worker reserves a few slots ahead in one call and hands
 them to its waiting calls as they come, so that all workers together make evenly spaced calls and
-Redis is asked a few times a second, not for every call.
+Redis is asked some times a second, not for every call.
 
 A cloud counts the calls of any second as they arrive. The one that comes a second's calls after one
 that was late would be too many, and so it is put off as much, and no other: the workers tell each
@@ -331,10 +331,9 @@ class _ProjectLimit:
                 # A long sleep ends late, and its process is slow at first.
                 if (delay := slot.at - loop.time()) > EARLY_S:
                     await asyncio.sleep(delay - EARLY_S)
-                    if loop.time() - slot.reserved > BLOCK_S:
-                        if (checked := await self._check(slot)) is None:
-                            continue
-                        slot = checked
+                if loop.time() - slot.reserved > BLOCK_S:
+                    await self._check(slots, slot)
+                    continue
                 if (delay := slot.at - loop.time()) > 0:
                     await asyncio.sleep(delay)
                 if slots is not self._slots:
@@ -361,17 +360,14 @@ class _ProjectLimit:
         if len(answer) == NO_SLOTS:
             await self._wait_long(end - answered)
 
-    async def _check(self, slot: Slot) -> Slot | None:
-        """A slot that was reserved longer ago, as it is now.
+    async def _check(self, slots: Slots, slot: Slot) -> None:
+        """Look at slots again that were reserved longer ago.
 
-        Returns None if it is lost: the one that it follows was very late, or the cloud has asked
-        another worker for a pause; then so are all others.
+        Since then others may have been used late, or the cloud may have asked another worker for a
+        pause.
         """
-        (answer,) = await self._ask("check", slot.number)
-        if answer == "void":
-            self._slots = Slots(self._slots.interval, end=0)
-            return None
-        return slot.put_off(float(answer), self._clock)
+        answer = await self._ask("check", *slots.put_back(slot))
+        slots.checked(answer, self._clock, asyncio.get_running_loop().time())
 
     async def _ask(self, what: str, *args: float | str) -> list[str]:
         asked = [what, self.quota.rate * AIM, AIM, *args]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ LATENESS_S = 0.1
 """A slot that is not used for so long is lost, so that after a standstill few calls go at once."""
 MOST_PUT_OFF_S = 0.5
 """A slot that would come so much later than it is due is lost: else the one a second's calls after
-it might be given away before it is used."""
+it might be used first, and after a standstill too many calls would go at once."""
 MOST_DRIFT = 0.001
 """No clock gains or loses more on another."""
 
@@ -38,21 +38,24 @@ class Slot:
     due_ms: float
     reserved: float
 
-    def put_off(self, earliest_ms: float, clock: RedisClock) -> Slot | None:
-        """The slot when another was late.
+    def put_off(self, earliest_ms: str, clock: RedisClock, now: float) -> Slot | None:
+        """The slot as Redis has told of it.
 
         Args:
-            earliest_ms: ms of Redis' clock before which it may not come; as with `due_ms`, as that
-                was when it was reserved, should it have been set since.
+            earliest_ms: ms of Redis' clock before which it may not come since another was late; as
+                with `due_ms`, as that was when it was reserved, should it have been set since.
+                Empty: there is none such; `inf`: it is taken back.
             clock: Redis' clock.
+            now: when that was heard, in seconds of the event loop's clock: it comes no sooner.
 
         Returns:
             The slot; None: it is lost.
         """
-        later_s = (earliest_ms - self.due_ms) / 1000
-        if later_s > MOST_PUT_OFF_S:
+        later_s = (float(earliest_ms) - self.due_ms) / 1000 if earliest_ms else 0.0
+        if max(later_s, now - self.due) > MOST_PUT_OFF_S:
             return None
-        return replace(self, at=max(self.at, self.due + clock.width + later_s))
+        at = max(self.at, now, self.due + clock.width + max(0.0, later_s))
+        return replace(self, at=at, reserved=now)
 
 
 class RedisClock:
@@ -111,14 +114,12 @@ def reserved_slots(
     slots = []
     for each, earliest_ms in enumerate(answer[3:]):
         due_ms = first_ms + each * interval_ms
-        # Never before it has come on Redis' clock for certain; and however late the answer is, the
-        # slots that it brings are not lost.
-        at = max(answered, clock.latest(due_ms))
-        slot = Slot(at, number + each, clock.earliest(due_ms), due_ms, answered)
-        if not earliest_ms:
-            slots.append(slot)
-        elif later := slot.put_off(float(earliest_ms), clock):
-            slots.append(later)
+        slot = Slot(answered, number + each, clock.earliest(due_ms), due_ms, answered)
+        # Never before it has come on Redis' clock for certain.
+        if kept := slot.put_off(earliest_ms, clock, answered):
+            slots.append(kept)
+    if not slots and answer[3:] and not earliest_ms:
+        slots.append(slot)  # so that calls go on, however slow Redis is
     end = clock.latest(first_ms + len(answer[3:]) * interval_ms)
     return slots, interval_ms / 1000, end
 
@@ -145,6 +146,27 @@ class Slots:
             heappush(self._heap, slot)
         self.interval = interval
         self.end = end
+
+    def put_back(self, slot: Slot) -> list[int]:
+        """Give back one that was taken, since all must be checked first.
+
+        Returns:
+            The numbers of all that are held.
+        """
+        heappush(self._heap, slot)
+        return [each.number for each in self._heap]
+
+    def checked(self, answer: Sequence[str], clock: RedisClock, now: float) -> None:
+        """Heed what Redis has told of all that are held.
+
+        Args:
+            answer: for each, as with `Slot.put_off`.
+            clock: Redis' clock.
+            now: when it was heard, in seconds of the event loop's clock.
+        """
+        told = zip(self._heap, answer, strict=True)
+        self._heap = [kept for slot, each in told if (kept := slot.put_off(each, clock, now))]
+        heapify(self._heap)
 
     def take(self, now: float) -> Slot | None:
         """Use the next slot.

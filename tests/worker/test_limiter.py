@@ -125,12 +125,34 @@ def test_a_reserved_slot_is_never_early_nor_lost_since_the_answer_took_its_time(
     assert end >= due[0] + 0.1 * len(lates) - 1e-6
     kept = {slot.number - 7: slot for slot in slots}
     for each, late in enumerate(lates):
-        # Put off by more, it is lost: as after the clock was set back.
-        assert (each in kept) == (late is None or late <= MOST_PUT_OFF_S + 1e-9)
-    for each, slot in kept.items():
-        assert slot.at >= max(1 + back_s, due[each] + (lates[each] or 0) - 1e-6)
-        assert slot.at <= max(1 + back_s, due[each] + max(lates[each] or 0, 0) + clock.width + 0.01)
-        assert slot.due <= due[each] + 1e-6
+        slow = 1 + back_s - clock.earliest(1000 * due[each])
+        later = max(late or 0, slow)
+        if later < MOST_PUT_OFF_S - 1e-6:
+            assert each in kept
+        elif later > MOST_PUT_OFF_S + 1e-6 and each in kept:
+            # However slow Redis is, calls go on.
+            assert (len(kept), each, late) == (1, len(lates) - 1, None)
+        if each in kept:
+            at = max(1 + back_s, due[each] + max(late or 0, 0))
+            assert at - 1e-6 <= kept[each].at <= at + clock.width + 0.01
+            assert kept[each].due <= due[each] + 1e-6
+    if lates[-1] is None:
+        assert kept
+
+
+def test_what_was_told_of_a_slot_before_holds_when_it_is_looked_at_again() -> None:
+    clock = RedisClock()
+    clock.heard(0, 0, 0)
+    slots = Slots(interval=0.1, end=0)
+    # The second of three is put off from 1.1 to 1.25 s.
+    slots.add(*reserved_slots(["1000", "100", "5", "", "1250", ""], clock, 0.9))
+    first = slots.take(0.95)
+    assert first is not None
+    told = {5: "", 6: "", 7: "inf"}
+    slots.checked([told[number] for number in slots.put_back(first)], clock, 1.05)
+    taken = [slot for _ in range(3) if (slot := slots.take(1.05))]
+    assert [slot.number for slot in taken] == [5, 6]
+    assert [slot.at for slot in taken] == pytest.approx([1.05, 1.25])
 
 
 @given(
@@ -224,8 +246,8 @@ async def test_the_way_of_a_call_counts_by_what_it_took_longer_than_others(
     one, told = limiter(1_000), keys.late_calls(ENDPOINT, project)
     permit = await one.permit(project)
     assert permit is not None
-    now = asyncio.get_running_loop().time()
     due_ms = await server_ms(redis)
+    now = asyncio.get_running_loop().time()
     permit.slot = replace(permit.slot, due=now, due_ms=due_ms, number=1_000_000)
     permit.sent()
     for duration_s in (0.3, 0.3, 0.301, 0.302):
