@@ -66,7 +66,7 @@ class RedisClock:
 
     def __init__(self) -> None:
         self._least, self._most = -math.inf, math.inf
-        self._seen = 0.0
+        self._read = 0.0
 
     def heard(self, asked: float, answered: float, redis_ms: float) -> None:
         """Redis' clock was read between two moments.
@@ -75,12 +75,12 @@ class RedisClock:
             asked, answered: the moments, in seconds of the event loop's clock.
             redis_ms: what was read.
         """
-        drift = MOST_DRIFT * (answered - self._seen)
+        drift = MOST_DRIFT * (answered - self._read)
         least, most = asked - redis_ms / 1000, answered - redis_ms / 1000
         # Else one of the clocks was set.
         if least <= self._most + drift and most >= self._least - drift:
             least, most = max(least, self._least - drift), min(most, self._most + drift)
-        self._least, self._most, self._seen = least, most, answered
+        self._least, self._most, self._read = least, most, asked
 
     @property
     def width(self) -> float:
