@@ -166,6 +166,35 @@ async def test_a_list_is_read_anew_before_it_is_too_old_and_costs_no_turn(
     assert given - len(cloud.deletes) - len(cloud.reads) <= project.lists() // 2
 
 
+async def test_a_list_that_cannot_be_read_anew_is_used_for_as_long_as_it_is_trusted(
+    cloud: Cloud, redis: Redis, server: RedisServer
+) -> None:
+    project = cloud.project(80)
+    settings = settings_for(
+        cloud, server.url, rate_limit=20, precondition_max_age_s=2, batch_size=200
+    )
+    runs = Runs(redis, settings)
+    run_id = await runs.make(project.jobs(), verify=False, feed=False)
+    listed, failed = list[float](), list[float]()
+
+    def fail_soon(request: web.Request) -> web.Response | None:
+        if not is_list(request):
+            return None
+        now = asyncio.get_running_loop().time()
+        if not listed or now - listed[0] > 1.9:
+            listed.append(now)
+            return None
+        failed.append(now)
+        return refused(503, "ModelArts.50000002", "busy")
+
+    cloud.gateway = fail_soon
+    async with worker_here(settings) as worker:
+        await asyncio.to_thread(worker.execute, run_id, range(80))
+    assert await runs.check(run_id, cloud, project) == {JobState.ACCEPTED: 80}
+    assert len(failed) <= 1
+    assert len(listed) >= 2
+
+
 async def test_on_doubt_nothing_is_deleted(cloud: Cloud, redis: Redis, server: RedisServer) -> None:
     project = cloud.project(10)
     settings = settings_for(cloud, server.url, max_attempts=2)
