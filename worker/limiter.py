@@ -355,7 +355,7 @@ class _ProjectLimit:
         self._clock.heard(asked, answered, float(now_ms))
         if slots is not self._slots:
             return  # a pause was asked for in the meantime
-        reserved, interval, end = reserved_slots(answer, self._clock, answered)
+        reserved, interval, end = reserved_slots(answer, self._clock, asked, answered)
         slots.add(reserved, interval, end)
         if len(answer) == NO_SLOTS:
             await self._wait_long(end - answered)

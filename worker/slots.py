@@ -52,7 +52,8 @@ class Slot:
             The slot; None: it is lost.
         """
         later_s = (float(earliest_ms) - self.due_ms) / 1000 if earliest_ms else 0.0
-        if max(later_s, now - self.due) > MOST_PUT_OFF_S:
+        # What an idle time has earned was due before it was asked for.
+        if max(later_s, now - max(self.due, self.reserved)) > MOST_PUT_OFF_S:
             return None
         at = max(self.at, now, self.due + clock.width + max(0.0, later_s))
         return replace(self, at=at, reserved=now)
@@ -97,14 +98,15 @@ class RedisClock:
 
 
 def reserved_slots(
-    answer: Sequence[str], clock: RedisClock, answered: float
+    answer: Sequence[str], clock: RedisClock, asked: float, answered: float
 ) -> tuple[list[Slot], float, float]:
     """What a reservation gave.
 
     Args:
         answer: what the script answered to `reserve`, but for the clock.
         clock: Redis' clock.
-        answered: when the answer came, in seconds of the event loop's clock.
+        asked, answered: when it was asked for and when the answer came, in seconds of the event
+            loop's clock.
 
     Returns:
         The slots, those that are lost left out; the seconds between slots; and when the first comes
@@ -114,12 +116,13 @@ def reserved_slots(
     slots = []
     for each, earliest_ms in enumerate(answer[3:]):
         due_ms = first_ms + each * interval_ms
-        slot = Slot(answered, number + each, clock.earliest(due_ms), due_ms, answered)
+        slot = Slot(answered, number + each, clock.earliest(due_ms), due_ms, reserved=asked)
         # Never before it has come on Redis' clock for certain.
         if kept := slot.put_off(earliest_ms, clock, answered):
             slots.append(kept)
     if not slots and answer[3:] and not earliest_ms:
-        slots.append(slot)  # so that calls go on, however slow Redis is
+        # So that calls go on, however slow Redis is.
+        slots.append(replace(slot, reserved=answered))
     end = clock.latest(first_ms + len(answer[3:]) * interval_ms)
     return slots, interval_ms / 1000, end
 

@@ -119,13 +119,13 @@ def test_a_reserved_slot_is_never_early_nor_lost_since_the_answer_took_its_time(
         "" if late is None else str(1000 * (at + late)) for at, late in zip(due, lates, strict=True)
     ]
     slots, interval, end = reserved_slots(
-        [f"{1000 * due[0]}", "100", "7", *earliest], clock, 1 + back_s
+        [f"{1000 * due[0]}", "100", "7", *earliest], clock, 1, 1 + back_s
     )
     assert interval == pytest.approx(0.1)
     assert end >= due[0] + 0.1 * len(lates) - 1e-6
     kept = {slot.number - 7: slot for slot in slots}
     for each, late in enumerate(lates):
-        slow = 1 + back_s - clock.earliest(1000 * due[each])
+        slow = 1 + back_s - max(1, clock.earliest(1000 * due[each]))
         later = max(late or 0, slow)
         if later < MOST_PUT_OFF_S - 1e-6:
             assert each in kept
@@ -145,7 +145,7 @@ def test_what_was_told_of_a_slot_before_holds_when_it_is_looked_at_again() -> No
     clock.heard(0, 0, 0)
     slots = Slots(interval=0.1, end=0)
     # The second of three is put off from 1.1 to 1.25 s.
-    slots.add(*reserved_slots(["1000", "100", "5", "", "1250", ""], clock, 0.9))
+    slots.add(*reserved_slots(["1000", "100", "5", "", "1250", ""], clock, 0.9, 0.9))
     first = slots.take(0.95)
     assert first is not None
     told = {5: "", 6: "", 7: "inf"}
@@ -217,6 +217,23 @@ async def test_an_idle_project_earns_a_burst_and_no_more(
     await asyncio.gather(*(one.permit(project) for _ in range(6)))
     # Four at once, and two more a tenth of a second apart.
     assert await server_ms(redis) - before >= 150
+
+
+async def test_a_burst_of_a_second_goes_at_once_and_then_waits_for_a_second(
+    limiter: Callable[..., Limiter], redis: Redis, project: str
+) -> None:
+    one = limiter(50, 50)
+    await one.permit(project)
+    await redis.hset(keys.limiter(ENDPOINT, project), "tat", "0")
+    before = await server_ms(redis)
+    waiting = [asyncio.create_task(one.permit(project)) for _ in range(54)]
+    at = []
+    for permit in waiting:
+        await permit
+        at.append(await server_ms(redis) - before)
+    assert busiest(at, 900) <= 50
+    assert at[48] < 400  # with the first permit these are fifty
+    assert at[-1] >= 1_000
 
 
 async def test_a_call_that_goes_out_late_puts_off_the_one_a_second_later_and_no_other(

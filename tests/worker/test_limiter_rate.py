@@ -155,7 +155,7 @@ class Simulation:
     async def _reserve(self, slots: Slots) -> float:
         """More slots for a worker, or the seconds until it asks again."""
         now_ms, *answer = await self._ask("reserve", 1, 1000, 1000 * BLOCK_S, 1000 * PATIENCE_S)
-        slots.add(*reserved_slots(answer, self._clock, self._now))
+        slots.add(*reserved_slots(answer, self._clock, self._now, self._now))
         return 0 if answer[NO_SLOTS:] else (float(answer[0]) - float(now_ms)) / 1000
 
     async def _call(self, worker: int, slots: Slots, slot: Slot) -> None:
