@@ -26,10 +26,10 @@
 --       'throttle', limit (calls/s), aim, ms to pause, ms since the refused call's slot, ms that a
 --         reservation reaches at most
 -- Returns for 'reserve': the clock, when the first slot is due, ms between slots, the number of the
--- first, and for each slot ms before which it may not come, or nothing; for 'check': the same
--- for each, 'inf' if a pause took it back; for 'try': 0 if a slot was free and is taken, else ms until one is; for
--- 'throttle': ms until the next slot, ms between slots; all as text, since numbers would lose their
--- fraction.
+-- first, and for each slot ms before which it may not come, or nothing; for 'check': the same for
+-- each, 'inf' if a pause took it back; for 'try': 0 if a slot was free and is taken, else ms until one
+-- is; for 'throttle': ms until the next slot, ms between slots; all as text, since numbers would lose
+-- their fraction.
 
 -- What a closed door leaves of the rate, and what a measured cut leaves at least; and of the limit.
 local CUT, LEAST, FLOOR = 0.5, 0.25, 0.02

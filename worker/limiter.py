@@ -34,7 +34,7 @@ from redis.exceptions import RedisError
 from worker.ledger import keys
 from worker.metrics import SLOT_WAIT_S, THROTTLED
 from worker.retry import MAX_PAUSE_S
-from worker.slots import RedisClock, Slot, Slots, reserved_slots
+from worker.slots import NO_SLOTS, RedisClock, Slot, Slots, reserved_slots
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,9 +58,6 @@ BLOCK_S = 0.1
 a cut reaches every worker soon."""
 PATIENCE_S = 60.0
 """No slot is reserved farther ahead."""
-
-NO_SLOTS = 3
-"""Parts of the answer to a reservation that gave none, but for the clock."""
 
 log = structlog.get_logger(__name__)
 
@@ -222,7 +219,7 @@ class Permit:
 
     def sent(self) -> None:
         """The call goes out now."""
-        self._late_s = asyncio.get_running_loop().time() - self.slot.due
+        self._late_s = self.due_ago_s
         self._limit.tell(self.slot, self._late_s)
 
     @property

@@ -15,6 +15,8 @@ LATENESS_S = 0.1
 MOST_PUT_OFF_S = 0.5
 """A slot that would come so much later than it is due is lost: else the one a second's calls after
 it might be used first, and after a standstill too many calls would go at once."""
+NO_SLOTS = 3
+"""Parts of the answer to a reservation that gave none, but for the clock."""
 MOST_DRIFT = 0.001
 """No clock gains or loses more on another."""
 
@@ -113,17 +115,18 @@ def reserved_slots(
         that is not reserved, in seconds of the event loop's clock.
     """
     first_ms, interval_ms, number = float(answer[0]), float(answer[1]), int(answer[2])
+    put_off = answer[NO_SLOTS:]
     slots = []
-    for each, earliest_ms in enumerate(answer[3:]):
+    for each, earliest_ms in enumerate(put_off):
         due_ms = first_ms + each * interval_ms
         slot = Slot(answered, number + each, clock.earliest(due_ms), due_ms, reserved=asked)
         # Never before it has come on Redis' clock for certain.
         if kept := slot.put_off(earliest_ms, clock, answered):
             slots.append(kept)
-    if not slots and answer[3:] and not earliest_ms:
+    if not slots and put_off and not earliest_ms:
         # So that calls go on, however slow Redis is.
         slots.append(replace(slot, reserved=answered))
-    end = clock.latest(first_ms + len(answer[3:]) * interval_ms)
+    end = clock.latest(first_ms + len(put_off) * interval_ms)
     return slots, interval_ms / 1000, end
 
 

@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from worker.limiter import AIM, BLOCK_S, EARLY_S, LEAST_LATE_S, MOST_WAY_S, NO_SLOTS, PATIENCE_S
-from worker.slots import RedisClock, Slot, Slots, reserved_slots
+from worker.limiter import AIM, BLOCK_S, EARLY_S, LEAST_LATE_S, MOST_WAY_S, PATIENCE_S
+from worker.slots import NO_SLOTS, RedisClock, Slot, Slots, reserved_slots
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

@@ -15,6 +15,8 @@ from tests.worker.conftest import Runs, is_list, refused, settings_for, worker_h
 from worker.ledger import JobState, NewJob, keys
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from aiohttp import web
     from redis.asyncio import Redis
 
@@ -147,17 +149,25 @@ async def test_hundreds_of_deletions_take_a_few_lists(
     assert 1 <= project.lists() <= 3
 
 
+async def slowly(
+    cloud: Cloud, redis: Redis, server: RedisServer, jobs: Sequence[NewJob], *, max_age_s: int
+) -> tuple[Runs, str]:
+    """Carry out a run in one batch that takes longer than what it reads is trusted."""
+    settings = settings_for(
+        cloud, server.url, rate_limit=20, precondition_max_age_s=max_age_s, batch_size=200
+    )
+    runs = Runs(redis, settings)
+    run_id = await runs.make(jobs, verify=False, feed=False)
+    async with worker_here(settings) as worker:
+        await asyncio.to_thread(worker.execute, run_id, range(len(jobs)))
+    return runs, run_id
+
+
 async def test_a_list_is_read_anew_before_it_is_too_old_and_costs_no_turn(
     cloud: Cloud, redis: Redis, server: RedisServer
 ) -> None:
     project = cloud.project(80)
-    settings = settings_for(
-        cloud, server.url, rate_limit=20, precondition_max_age_s=1, batch_size=200
-    )
-    runs = Runs(redis, settings)
-    run_id = await runs.make(project.jobs(), verify=False, feed=False)
-    async with worker_here(settings) as worker:
-        await asyncio.to_thread(worker.execute, run_id, range(80))
+    runs, run_id = await slowly(cloud, redis, server, project.jobs(), max_age_s=1)
     assert await runs.check(run_id, cloud, project) == {JobState.ACCEPTED: 80}
     limit = keys.limiter(cloud.url, project.project_id)
     given = int(await redis.hget(limit, "slot") or 0)
@@ -170,11 +180,6 @@ async def test_a_list_that_cannot_be_read_anew_is_used_for_as_long_as_it_is_trus
     cloud: Cloud, redis: Redis, server: RedisServer
 ) -> None:
     project = cloud.project(80)
-    settings = settings_for(
-        cloud, server.url, rate_limit=20, precondition_max_age_s=2, batch_size=200
-    )
-    runs = Runs(redis, settings)
-    run_id = await runs.make(project.jobs(), verify=False, feed=False)
     listed, failed = list[float](), list[float]()
 
     def fail_soon(request: web.Request) -> web.Response | None:
@@ -188,8 +193,7 @@ async def test_a_list_that_cannot_be_read_anew_is_used_for_as_long_as_it_is_trus
         return refused(503, "ModelArts.50000002", "busy")
 
     cloud.gateway = fail_soon
-    async with worker_here(settings) as worker:
-        await asyncio.to_thread(worker.execute, run_id, range(80))
+    runs, run_id = await slowly(cloud, redis, server, project.jobs(), max_age_s=2)
     assert await runs.check(run_id, cloud, project) == {JobState.ACCEPTED: 80}
     assert len(failed) <= 1
     assert len(listed) >= 2
@@ -349,12 +353,7 @@ async def test_nodes_are_looked_at_anew_when_the_call_has_to_wait_for_long(
     cloud: Cloud, redis: Redis, server: RedisServer
 ) -> None:
     project = cloud.project(60)
-    settings = settings_for(
-        cloud, server.url, rate_limit=20, precondition_max_age_s=1, batch_size=200
-    )
-    runs = Runs(redis, settings)
     jobs = [replace(job, check_nodes=True) for job in project.jobs()]
-    run_id = await runs.make(jobs, verify=False, feed=False)
     renewed_ms: list[int] = []
 
     async def answer(request: web.Request) -> web.Response | None:
@@ -369,8 +368,7 @@ async def test_nodes_are_looked_at_anew_when_the_call_has_to_wait_for_long(
         return None
 
     cloud.gateway = answer
-    async with worker_here(settings) as worker:
-        await asyncio.to_thread(worker.execute, run_id, range(60))
+    runs, run_id = await slowly(cloud, redis, server, jobs, max_age_s=1)
     (then_ms,) = renewed_ms
     assert max(at_ms for _, at_ms in cloud.deletes) < then_ms + 2_000
     skipped = [job for job in await runs.jobs(run_id) if job.state is JobState.SKIPPED]
